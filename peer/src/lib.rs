@@ -1,0 +1,22 @@
+//! The dfstore peer as a library: the binary `dfstore-peer` is a thin shell around it.
+//!
+//! Layers, each of which may use those below it and none above:
+//!
+//! | layer | modules |
+//! |---|---|
+//! | faces | [`http`] (Dragonfly's object API), [`native`] (sessions of the command line and of peers) |
+//! | use cases | [`engine`]: get, put, copy, delete, list, write-back |
+//! | resources | [`store`] (piece files), [`catalog`] (redb), [`background`] (glommio), [`sidecar`] (backend, metrics listener) |
+//! | ground | [`rt`] (monoio, arena), [`limits`], [`config`], [`metrics`] |
+
+pub mod background;
+pub mod catalog;
+pub mod config;
+pub mod engine;
+pub mod http;
+pub mod limits;
+pub mod metrics;
+pub mod native;
+pub mod rt;
+pub mod sidecar;
+pub mod store;

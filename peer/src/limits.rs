@@ -1,0 +1,79 @@
+//! Every maximum of the process by name, and the relations between them, checked when this compiles.
+//!
+//! A queue, buffer, table or retry without a line here is a defect.
+
+use std::time::Duration;
+
+/// Unit of disk allocation and of direct-I/O alignment, in bytes.
+pub const BLOCK_BYTES: u32 = 4096;
+/// Size of a piece (the last one of a version may be shorter), in bytes.
+pub const PIECE_BYTES: u32 = 4 << 20;
+/// Most bytes of an object: S3's limit (5 TiB).
+pub const OBJECT_BYTES_MAX: u64 = 5 << 40;
+/// Most bytes of an object key: S3's limit.
+pub const KEY_BYTES_MAX: usize = 1024;
+/// Bounds of a bucket name, in bytes: S3's are 3 to 63, older buckets have up to 255.
+pub const BUCKET_BYTES_MAX: usize = 255;
+/// Largest piece file, in bytes. Smaller quotas get smaller files (see `store::files`).
+pub const PIECE_FILE_BYTES_MAX: u64 = 1 << 30;
+/// Most extents one piece may be cut into; above it the allocator reports that space is too fragmented.
+pub const PIECE_EXTENTS_MAX: usize = 32;
+/// Most shards of a process.
+pub const SHARDS_MAX: usize = 64;
+
+/// Messages that may wait in one shard's mailbox.
+pub const SHARD_MAILBOX: usize = 4096;
+/// Changes that may wait for the catalog thread.
+pub const CATALOG_MAILBOX: usize = 4096;
+/// Changes in one catalog transaction, and the time the first of them waits for company.
+pub const CATALOG_BATCH_CHANGES: usize = 256;
+/// See [`CATALOG_BATCH_CHANGES`].
+pub const CATALOG_BATCH_DELAY: Duration = Duration::from_millis(2);
+/// Requests that may wait for the sidecar.
+pub const SIDECAR_MAILBOX: usize = 1024;
+/// Backend requests in flight at once, over all objects.
+pub const BACKEND_REQUESTS_MAX: usize = 64;
+/// Bulk reads that may wait for the background executor.
+pub const BACKGROUND_MAILBOX: usize = 256;
+
+/// Pieces of one version fetched from the backend at once.
+pub const FETCH_WINDOW_PIECES: usize = 8;
+/// Pieces one response reads ahead of what the client has taken.
+pub const SERVE_WINDOW_PIECES: usize = 4;
+/// Pieces of one upload that are being written at once.
+pub const INGEST_WINDOW_PIECES: usize = 4;
+/// Objects written back at once, per shard.
+pub const WRITEBACK_OBJECTS_MAX: usize = 4;
+/// Objects at least this long are written back as multipart uploads.
+pub const MULTIPART_THRESHOLD_BYTES: u64 = 16 << 20;
+/// Smallest part of a multipart upload of ours, in bytes (a whole number of pieces).
+pub const PART_BYTES_MIN: u64 = 16 << 20;
+/// Most parts of a multipart upload: S3's limit.
+pub const PARTS_MAX: u64 = 10_000;
+
+/// Connections one shard holds open.
+pub const CONNECTIONS_PER_SHARD_MAX: usize = 8192;
+/// Bytes of an HTTP request head.
+pub const HTTP_HEAD_BYTES_MAX: usize = 64 << 10;
+/// Headers of an HTTP request.
+pub const HTTP_HEADERS_MAX: usize = 128;
+/// Bytes of all form fields of an upload besides the file.
+pub const FORM_FIELDS_BYTES_MAX: usize = 64 << 10;
+/// A request head must arrive within this time.
+pub const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
+/// A body must move at least one byte within this time, in either direction.
+pub const BODY_IDLE_TIMEOUT: Duration = Duration::from_secs(60);
+/// A kept-alive connection may be silent this long.
+pub const IDLE_TIMEOUT: Duration = Duration::from_secs(120);
+/// Work that waits for memory or dirty space is refused with 503 after this time.
+pub const ADMISSION_TIMEOUT: Duration = Duration::from_secs(15);
+/// SIGTERM: requests in flight may finish within this time.
+pub const DRAIN_TIMEOUT: Duration = Duration::from_secs(20);
+/// Entries of one listing page, and its default.
+pub const LIST_LIMIT_MAX: usize = 1000;
+
+const _: () = assert!(PIECE_BYTES.is_multiple_of(BLOCK_BYTES));
+const _: () = assert!(PART_BYTES_MIN.is_multiple_of(PIECE_BYTES as u64));
+const _: () = assert!(MULTIPART_THRESHOLD_BYTES >= PART_BYTES_MIN);
+const _: () = assert!(PIECE_FILE_BYTES_MAX.is_multiple_of(PIECE_BYTES as u64));
+const _: () = assert!(PIECE_FILE_BYTES_MAX / (BLOCK_BYTES as u64) <= u32::MAX as u64);

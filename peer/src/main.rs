@@ -1,0 +1,3 @@
+//! The binary `dfstore-peer`.
+
+fn main() {}

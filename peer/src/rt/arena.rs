@@ -1,0 +1,407 @@
+//! The piece arena: one memory area with a fixed budget that every piece buffer of the process comes from.
+//!
+//! The area is anonymous memory, 2 MiB aligned and advised to use huge pages (plain 4 KiB pages cost a third of
+//! the direct-I/O rate). It is cut into slots of a few size classes. A [`SlotMut`] is exclusive: sockets and files
+//! fill it. Freezing it gives a [`Slot`]: immutable, counted, `Send`; the same memory is then written to disk, sent
+//! to clients and handed to the backend without a copy. When the last holder drops it the slot is free again.
+//!
+//! Slots are counted by [`Holder`], each with a share of the area, so that no kind of work can starve another.
+//! Memory is touched on first use only: an idle peer costs little.
+
+use std::ops::{Deref, DerefMut};
+use std::ptr::NonNull;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use bytes::Bytes;
+use crossbeam_queue::ArrayQueue;
+use event_listener::Event;
+
+use crate::limits::{BLOCK_BYTES, PIECE_BYTES};
+
+const HUGE_PAGE_BYTES: usize = 2 << 20;
+/// Slot sizes in bytes, ascending. The last one is a whole piece.
+const CLASS_BYTES: [usize; 4] = [BLOCK_BYTES as usize, 64 << 10, 512 << 10, PIECE_BYTES as usize];
+/// Share of the area each class but the last gets, as a divisor; the last gets the rest.
+const CLASS_DIVISOR: [usize; 3] = [64, 16, 8];
+/// Smallest area: below it too few whole pieces fit for the holders' shares.
+pub const ARENA_BYTES_MIN: usize = 48 << 20;
+
+const _: () = assert!(CLASS_BYTES[3] == PIECE_BYTES as usize && CLASS_BYTES[3] % HUGE_PAGE_BYTES == 0);
+
+/// Who holds a slot. The shares (in eighths) add up to the whole area, so a holder that stays within its share
+/// never takes what another one is owed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Holder {
+    /// Pieces read from disk on their way to a client.
+    Serve = 0,
+    /// Pieces on their way from the backend or a peer to the disk and to the clients that wait for them.
+    Fetch = 1,
+    /// Pieces on their way from a client to the disk.
+    Ingest = 2,
+    /// Pieces read from disk on their way to the backend, and scrubbing.
+    WriteBack = 3,
+}
+
+impl Holder {
+    /// All holders, in the order of their numbers.
+    pub const ALL: [Holder; 4] = [Holder::Serve, Holder::Fetch, Holder::Ingest, Holder::WriteBack];
+    const SHARE_EIGHTHS: [usize; 4] = [3, 2, 2, 1];
+
+    /// The name used in metrics.
+    pub fn name(self) -> &'static str {
+        match self {
+            Holder::Serve => "serve",
+            Holder::Fetch => "fetch",
+            Holder::Ingest => "ingest",
+            Holder::WriteBack => "writeback",
+        }
+    }
+}
+
+/// The area. Cloning gives another handle to the same one.
+#[derive(Clone)]
+pub struct Arena(Arc<Area>);
+
+struct Area {
+    base: NonNull<u8>,
+    bytes: usize,
+    classes: [Class; 4],
+    held_bytes: [AtomicUsize; 4],
+    share_bytes: [usize; 4],
+    freed: Event,
+}
+
+struct Class {
+    offset: usize,
+    free: ArrayQueue<u32>,
+}
+
+// SAFETY: `base` points to memory that lives as long as `Area`; every byte of it is reachable through at most one
+// `SlotMut`, because an index is in exactly one of `free` and one live slot.
+unsafe impl Send for Area {}
+// SAFETY: as above; the shared parts are atomics and lock-free queues.
+unsafe impl Sync for Area {}
+
+impl Arena {
+    /// Maps an area of `bytes` (rounded down to whole huge pages).
+    pub fn new(bytes: usize) -> std::io::Result<Arena> {
+        let bytes = bytes / HUGE_PAGE_BYTES * HUGE_PAGE_BYTES;
+        assert!(bytes >= ARENA_BYTES_MIN, "arena of {bytes} bytes: the configuration checks the minimum");
+        let base = map_huge(bytes)?;
+        let mut offset = bytes;
+        let mut classes = Vec::with_capacity(CLASS_BYTES.len());
+        // The small classes lie at the end, so that whole pieces stay aligned to huge pages.
+        for (class, divisor) in CLASS_DIVISOR.iter().enumerate() {
+            let count = bytes / divisor / CLASS_BYTES[class];
+            offset -= count * CLASS_BYTES[class];
+            classes.push(Class::new(offset, count));
+        }
+        classes.push(Class::new(0, offset / CLASS_BYTES[3]));
+        let classes: [Class; 4] = classes.try_into().unwrap_or_else(|_| unreachable!("four classes"));
+        Ok(Arena(Arc::new(Area {
+            base,
+            bytes,
+            classes,
+            held_bytes: Default::default(),
+            share_bytes: Holder::SHARE_EIGHTHS.map(|eighths| bytes / 8 * eighths),
+            freed: Event::new(),
+        })))
+    }
+
+    /// A slot for `len` bytes (at most a piece), or `None` when the holder's share or the area is used up.
+    pub fn try_take(&self, len: usize, holder: Holder) -> Option<SlotMut> {
+        let area = &self.0;
+        let first = CLASS_BYTES.iter().position(|bytes| *bytes >= len).expect("a slot is at most a piece");
+        for class in first..CLASS_BYTES.len() {
+            let bytes = CLASS_BYTES[class];
+            let held = area.held_bytes[holder as usize].fetch_add(bytes, Ordering::AcqRel);
+            if held + bytes <= area.share_bytes[holder as usize]
+                && let Some(index) = area.classes[class].free.pop()
+            {
+                return Some(SlotMut { area: area.clone(), class: class as u8, index, holder, len: 0 });
+            }
+            area.held_bytes[holder as usize].fetch_sub(bytes, Ordering::AcqRel);
+        }
+        None
+    }
+
+    /// As [`try_take`](Self::try_take), but waits until there is one. Callers bound the wait.
+    pub async fn take(&self, len: usize, holder: Holder) -> SlotMut {
+        loop {
+            if let Some(slot) = self.try_take(len, holder) {
+                return slot;
+            }
+            let listener = self.0.freed.listen();
+            if let Some(slot) = self.try_take(len, holder) {
+                return slot;
+            }
+            listener.await;
+        }
+    }
+
+    /// Bytes of the whole area.
+    pub fn bytes(&self) -> usize {
+        self.0.bytes
+    }
+
+    /// Bytes a holder has taken now. Zero for every holder when the process is at rest.
+    pub fn held_bytes(&self, holder: Holder) -> usize {
+        self.0.held_bytes[holder as usize].load(Ordering::Acquire)
+    }
+}
+
+impl Class {
+    fn new(offset: usize, count: usize) -> Class {
+        let free = ArrayQueue::new(count.max(1));
+        for index in 0..count {
+            let _ = free.push(u32::try_from(index).expect("slots are counted in u32"));
+        }
+        Class { offset, free }
+    }
+}
+
+impl Drop for Area {
+    fn drop(&mut self) {
+        // SAFETY: `base` and `bytes` are what `map_huge` mapped, and no slot outlives the area it counts.
+        unsafe { libc::munmap(self.base.as_ptr().cast(), self.bytes) };
+    }
+}
+
+/// An exclusive slot: a buffer that a socket or file may fill. `len` bytes of it are initialised.
+pub struct SlotMut {
+    area: Arc<Area>,
+    class: u8,
+    index: u32,
+    holder: Holder,
+    len: usize,
+}
+
+impl SlotMut {
+    /// Bytes that fit, a multiple of the block size.
+    pub fn capacity(&self) -> usize {
+        CLASS_BYTES[self.class as usize]
+    }
+
+    /// Sets how many bytes count as filled. What lies between was zeroed or written earlier by this process.
+    pub fn set_len(&mut self, len: usize) {
+        assert!(len <= self.capacity());
+        self.len = len;
+    }
+
+    /// Appends as much of `bytes` as fits; returns how much.
+    pub fn append(&mut self, bytes: &[u8]) -> usize {
+        let n = bytes.len().min(self.capacity() - self.len);
+        let start = self.len;
+        self.len += n;
+        self[start..].copy_from_slice(&bytes[..n]);
+        n
+    }
+
+    /// Zeroes what lies between the filled bytes and the next block border, so that direct I/O writes no old bytes.
+    pub fn zero_block_tail(&mut self) {
+        let len = self.len;
+        let padded = len.next_multiple_of(BLOCK_BYTES as usize);
+        self.len = padded;
+        self[len..].fill(0);
+        self.len = len;
+    }
+
+    /// Makes the slot immutable and shareable.
+    pub fn freeze(self) -> Slot {
+        Slot(Arc::new(self))
+    }
+
+    fn start(&self) -> *mut u8 {
+        let class = &self.area.classes[self.class as usize];
+        let offset = class.offset + self.index as usize * self.capacity();
+        debug_assert!(offset + self.capacity() <= self.area.bytes);
+        // SAFETY: the offset of a slot lies within the area.
+        unsafe { self.area.base.as_ptr().add(offset) }
+    }
+}
+
+impl Deref for SlotMut {
+    type Target = [u8];
+    fn deref(&self) -> &[u8] {
+        // SAFETY: the memory belongs to this slot alone, is mapped (and so zeroed) from the start, and `len` is
+        // within its capacity.
+        unsafe { std::slice::from_raw_parts(self.start(), self.len) }
+    }
+}
+
+impl DerefMut for SlotMut {
+    fn deref_mut(&mut self) -> &mut [u8] {
+        // SAFETY: as for `deref`; `&mut self` makes it exclusive.
+        unsafe { std::slice::from_raw_parts_mut(self.start(), self.len) }
+    }
+}
+
+impl Drop for SlotMut {
+    fn drop(&mut self) {
+        let returned = self.area.classes[self.class as usize].free.push(self.index);
+        debug_assert!(returned.is_ok(), "a slot came back twice");
+        self.area.held_bytes[self.holder as usize].fetch_sub(self.capacity(), Ordering::AcqRel);
+        // All waiters look again: they wait for different classes and shares.
+        self.area.freed.notify(usize::MAX);
+    }
+}
+
+// SAFETY: the pointer stays valid and in place while the slot lives, moved or not; `bytes_init` bytes are readable.
+unsafe impl monoio::buf::IoBuf for SlotMut {
+    fn read_ptr(&self) -> *const u8 {
+        self.start()
+    }
+    fn bytes_init(&self) -> usize {
+        self.len
+    }
+}
+
+// SAFETY: as above, and `bytes_total` bytes are writable by the one owner.
+unsafe impl monoio::buf::IoBufMut for SlotMut {
+    fn write_ptr(&mut self) -> *mut u8 {
+        self.start()
+    }
+    fn bytes_total(&mut self) -> usize {
+        self.capacity()
+    }
+    unsafe fn set_init(&mut self, pos: usize) {
+        self.len = self.len.max(pos);
+    }
+}
+
+/// An immutable, counted slot. Clones share the memory.
+#[derive(Clone)]
+pub struct Slot(Arc<SlotMut>);
+
+impl Slot {
+    /// The filled bytes as `Bytes` that keep the slot alive. No copy.
+    pub fn into_bytes(self) -> Bytes {
+        Bytes::from_owner(self)
+    }
+
+    /// The filled bytes padded to whole blocks, for direct I/O. The padding was zeroed before freezing.
+    pub fn blocks(self) -> SlotBlocks {
+        SlotBlocks(self)
+    }
+}
+
+impl Deref for Slot {
+    type Target = [u8];
+    fn deref(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl AsRef<[u8]> for Slot {
+    fn as_ref(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+/// A frozen slot seen in whole blocks.
+pub struct SlotBlocks(Slot);
+
+// SAFETY: the pointer stays valid while the slot lives; the padding up to the next block lies within the slot, whose
+// capacity is a multiple of the block size, and all its memory is initialised.
+unsafe impl monoio::buf::IoBuf for SlotBlocks {
+    fn read_ptr(&self) -> *const u8 {
+        self.0.0.start()
+    }
+    fn bytes_init(&self) -> usize {
+        self.0.len().next_multiple_of(BLOCK_BYTES as usize)
+    }
+}
+
+/// Anonymous memory of `bytes` at a 2 MiB border, advised to use huge pages.
+fn map_huge(bytes: usize) -> std::io::Result<NonNull<u8>> {
+    let mapped = bytes + HUGE_PAGE_BYTES;
+    // SAFETY: a fresh private anonymous mapping; no existing memory is affected.
+    let raw = unsafe {
+        libc::mmap(
+            std::ptr::null_mut(),
+            mapped,
+            libc::PROT_READ | libc::PROT_WRITE,
+            libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE,
+            -1,
+            0,
+        )
+    };
+    if raw == libc::MAP_FAILED {
+        return Err(std::io::Error::last_os_error());
+    }
+    let start = raw as usize;
+    let aligned = start.next_multiple_of(HUGE_PAGE_BYTES);
+    // SAFETY: both ranges lie within the mapping just made and outside the part that is kept.
+    unsafe {
+        if aligned > start {
+            libc::munmap(raw, aligned - start);
+        }
+        let tail = start + mapped - (aligned + bytes);
+        if tail > 0 {
+            libc::munmap((aligned + bytes) as *mut libc::c_void, tail);
+        }
+        libc::madvise(aligned as *mut libc::c_void, bytes, libc::MADV_HUGEPAGE);
+    }
+    Ok(NonNull::new(aligned as *mut u8).expect("a mapping is never at zero"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn arena() -> Arena {
+        Arena::new(64 << 20).expect("64 MiB can be mapped")
+    }
+
+    #[test]
+    fn holders_stay_within_their_share_and_give_all_back() {
+        let arena = arena();
+        let mut slots = Vec::new();
+        while let Some(slot) = arena.try_take(PIECE_BYTES as usize, Holder::Ingest) {
+            slots.push(slot);
+        }
+        assert!(arena.held_bytes(Holder::Ingest) <= arena.bytes() / 4);
+        assert!(arena.try_take(PIECE_BYTES as usize, Holder::Serve).is_some(), "another holder's share is untouched");
+        drop(slots);
+        assert_eq!(arena.held_bytes(Holder::Ingest), 0);
+    }
+
+    #[test]
+    fn live_slots_never_overlap() {
+        let arena = arena();
+        let sizes = [1, 4096, 4097, 65536, 100_000, 512 << 10, PIECE_BYTES as usize];
+        let slots: Vec<SlotMut> = sizes.iter().flat_map(|len| arena.try_take(*len, Holder::Serve)).collect();
+        let mut ranges: Vec<(usize, usize)> =
+            slots.iter().map(|s| (s.start() as usize, s.start() as usize + s.capacity())).collect();
+        ranges.sort_unstable();
+        assert_eq!(ranges.len(), sizes.len());
+        assert!(ranges.windows(2).all(|pair| pair[0].1 <= pair[1].0));
+        assert!(ranges.iter().all(|(start, _)| start % BLOCK_BYTES as usize == 0));
+    }
+
+    #[test]
+    fn block_tail_is_zeroed() {
+        let arena = arena();
+        let mut slot = arena.try_take(8192, Holder::Ingest).expect("free");
+        slot.set_len(8192);
+        slot.fill(0xff);
+        slot.set_len(4100);
+        slot.zero_block_tail();
+        slot.set_len(8192);
+        assert_eq!(&slot[4098..4102], &[0xff, 0xff, 0, 0]);
+        assert!(slot[4100..].iter().all(|byte| *byte == 0));
+    }
+
+    #[test]
+    fn frozen_bytes_keep_the_slot() {
+        let arena = arena();
+        let mut slot = arena.try_take(10, Holder::Serve).expect("free");
+        slot.append(b"hello");
+        let bytes = slot.freeze().into_bytes().slice(1..3);
+        assert_eq!(&bytes[..], b"el");
+        assert_eq!(arena.held_bytes(Holder::Serve), 4096);
+        drop(bytes);
+        assert_eq!(arena.held_bytes(Holder::Serve), 0);
+    }
+}

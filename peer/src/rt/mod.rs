@@ -1,0 +1,12 @@
+//! The one seam to the machine: threads, sockets, direct-I/O files, timers, mailboxes and the piece arena.
+//!
+//! Only this module names monoio, and only this module holds `unsafe` code. Everything above it sees owned
+//! buffers ([`arena::SlotMut`], [`arena::Slot`]), [`file::DirectFile`], [`net`] streams and [`mailbox`] ends.
+
+pub mod arena;
+pub mod file;
+pub mod hyper_io;
+pub mod mailbox;
+pub mod net;
+pub mod shard;
+pub mod time;

@@ -1,0 +1,26 @@
+//! Timers of the shard runtime.
+
+use std::future::Future;
+use std::time::Duration;
+
+/// The time ran out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("timed out")]
+pub struct Elapsed;
+
+/// Waits for `duration`.
+pub async fn sleep(duration: Duration) {
+    monoio::time::sleep(duration).await;
+}
+
+/// Waits for `future`, at most for `duration`. The future is dropped when time runs out: never give it a pending
+/// io_uring operation whose result must not be lost.
+pub async fn timeout<F: Future>(duration: Duration, future: F) -> Result<F::Output, Elapsed> {
+    monoio::time::timeout(duration, future).await.map_err(|_| Elapsed)
+}
+
+/// Milliseconds since the Unix epoch.
+pub fn unix_ms() -> u64 {
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}
