@@ -27,7 +27,7 @@ const CLASS_DIVISOR: [usize; 3] = [64, 16, 8];
 /// Smallest area: below it too few whole pieces fit for the holders' shares.
 pub const ARENA_BYTES_MIN: usize = 48 << 20;
 
-const _: () = assert!(CLASS_BYTES[3] == PIECE_BYTES as usize && CLASS_BYTES[3] % HUGE_PAGE_BYTES == 0);
+const _: () = assert!(CLASS_BYTES[3] == PIECE_BYTES as usize && CLASS_BYTES[3].is_multiple_of(HUGE_PAGE_BYTES));
 
 /// Who holds a slot. The shares (in eighths) add up to the whole area, so a holder that stays within its share
 /// never takes what another one is owed.
@@ -113,13 +113,12 @@ impl Arena {
     pub fn try_take(&self, len: usize, holder: Holder) -> Option<SlotMut> {
         let area = &self.0;
         let first = CLASS_BYTES.iter().position(|bytes| *bytes >= len).expect("a slot is at most a piece");
-        for class in first..CLASS_BYTES.len() {
-            let bytes = CLASS_BYTES[class];
+        for (class, bytes) in CLASS_BYTES.into_iter().enumerate().skip(first) {
             let held = area.held_bytes[holder as usize].fetch_add(bytes, Ordering::AcqRel);
             if held + bytes <= area.share_bytes[holder as usize]
                 && let Some(index) = area.classes[class].free.pop()
             {
-                return Some(SlotMut { area: area.clone(), class: class as u8, index, holder, len: 0 });
+                return Some(SlotMut { area: area.clone(), class, index, holder, len: 0 });
             }
             area.held_bytes[holder as usize].fetch_sub(bytes, Ordering::AcqRel);
         }
@@ -171,7 +170,7 @@ impl Drop for Area {
 /// An exclusive slot: a buffer that a socket or file may fill. `len` bytes of it are initialised.
 pub struct SlotMut {
     area: Arc<Area>,
-    class: u8,
+    class: usize,
     index: u32,
     holder: Holder,
     len: usize,
@@ -180,7 +179,7 @@ pub struct SlotMut {
 impl SlotMut {
     /// Bytes that fit, a multiple of the block size.
     pub fn capacity(&self) -> usize {
-        CLASS_BYTES[self.class as usize]
+        CLASS_BYTES[self.class]
     }
 
     /// Sets how many bytes count as filled. What lies between was zeroed or written earlier by this process.
@@ -213,7 +212,7 @@ impl SlotMut {
     }
 
     fn start(&self) -> *mut u8 {
-        let class = &self.area.classes[self.class as usize];
+        let class = &self.area.classes[self.class];
         let offset = class.offset + self.index as usize * self.capacity();
         debug_assert!(offset + self.capacity() <= self.area.bytes);
         // SAFETY: the offset of a slot lies within the area.
@@ -239,7 +238,7 @@ impl DerefMut for SlotMut {
 
 impl Drop for SlotMut {
     fn drop(&mut self) {
-        let returned = self.area.classes[self.class as usize].free.push(self.index);
+        let returned = self.area.classes[self.class].free.push(self.index);
         debug_assert!(returned.is_ok(), "a slot came back twice");
         self.area.held_bytes[self.holder as usize].fetch_sub(self.capacity(), Ordering::AcqRel);
         // All waiters look again: they wait for different classes and shares.
