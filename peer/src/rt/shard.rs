@@ -1,1 +1,36 @@
-//! To be written.
+//! Threads that run a monoio runtime: one per shard, pinned to a core.
+
+use std::future::Future;
+use std::io;
+use std::thread::JoinHandle;
+
+/// Entries of each shard's submission queue.
+const RING_ENTRIES: u32 = 1024;
+
+/// Starts a thread named `name`, pinned to `core` when the machine has it, and runs `make()`'s future on it.
+/// The future is made on the new thread, so it may hold thread-bound state.
+pub fn spawn_thread<M, F>(name: String, core: usize, make: M) -> io::Result<JoinHandle<io::Result<()>>>
+where
+    M: FnOnce() -> F + Send + 'static,
+    F: Future<Output = ()> + 'static,
+{
+    std::thread::Builder::new().name(name).spawn(move || {
+        // Pinning is a wish: in a container with fewer cores the shard runs wherever it may.
+        if let Err(error) = monoio::utils::bind_to_cpu_set([core]) {
+            tracing::debug!(core, %error, "the shard is not pinned");
+        }
+        block_on(make())
+    })
+}
+
+/// Runs a future on a runtime of this thread until it ends.
+pub fn block_on<F: Future>(future: F) -> io::Result<F::Output> {
+    let mut runtime =
+        monoio::RuntimeBuilder::<monoio::IoUringDriver>::new().with_entries(RING_ENTRIES).enable_timer().build()?;
+    Ok(runtime.block_on(future))
+}
+
+/// Runs a future on this shard beside the current one. Its result is dropped.
+pub fn spawn_local(future: impl Future<Output = ()> + 'static) {
+    drop(monoio::spawn(future));
+}

@@ -1,0 +1,147 @@
+//! What one shard asks of another: the closed list of messages between shards.
+//!
+//! Data does not cross shards, leases do: an answer to [`TaskCall::Piece`] names extents (kept from reuse by a
+//! [`Pin`]) or a counted slot that is in memory anyway.
+
+use std::sync::Arc;
+
+use dfstore_proto::ids::TaskId;
+use dfstore_proto::object::Source;
+
+use crate::engine::error::ObjectError;
+use crate::engine::request::{DeleteDone, ListEntry, PutDone, PutRequest, Stat, Target};
+use crate::rt::arena::Slot;
+use crate::rt::mailbox::oneshot;
+
+/// The blocks of a piece (until the store's type lands).
+pub type ExtentList = Vec<(u32, u32, u32)>;
+
+/// A connection on its way to another shard.
+pub struct Handed {
+    /// The socket.
+    pub stream: std::net::TcpStream,
+    /// Bytes already read from it.
+    pub prefix: bytes::Bytes,
+}
+
+/// A message in a shard's mailbox.
+pub enum ShardMessage {
+    /// A connection whose task this shard owns, with the bytes already read from it.
+    Connection(Handed),
+    /// A request about a task of this shard.
+    Call(TaskCall),
+    /// Extents of piece files whose allocation rights belong to this shard are free again.
+    Free(ExtentList),
+    /// Stop accepting; end when the requests in flight have ended.
+    Drain,
+}
+
+/// Where the answer goes.
+pub type Reply<T> = oneshot::Sender<Result<T, ObjectError>>;
+
+/// Keeps the extents of one version from being reused while it lives.
+#[derive(Clone, Debug, Default)]
+pub struct Pin(Arc<()>);
+
+impl Pin {
+    /// Whether someone besides the holder of `self` still reads.
+    pub fn is_shared(&self) -> bool {
+        Arc::strong_count(&self.0) > 1
+    }
+}
+
+/// A version that was opened for reading.
+#[derive(Clone, Debug)]
+pub struct Opened {
+    /// What it is.
+    pub stat: Stat,
+    /// Keeps its extents.
+    pub pin: Pin,
+}
+
+/// Where a piece is.
+pub enum PieceAnswer {
+    /// On disk: the asker reads it. The opened version's pin keeps the extents.
+    Disk {
+        /// The blocks.
+        extents: ExtentList,
+        /// Bytes of the piece.
+        length: u32,
+        /// Its checksum.
+        crc32: u32,
+        /// What to say about where it came from.
+        source: Source,
+    },
+    /// In memory, verified.
+    Memory {
+        /// The bytes.
+        slot: Slot,
+        /// Their checksum.
+        crc32: u32,
+        /// Where they came from.
+        source: Source,
+    },
+    /// Not here, and memory is too short to read ahead: ask again when it is the next one that is needed.
+    Later,
+}
+
+/// An upload that may be fed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ticket {
+    /// Its number, unique in this process.
+    pub upload: u64,
+    /// Bytes of each piece but the last.
+    pub piece_bytes: u32,
+}
+
+/// A piece that an upload has written.
+#[derive(Clone, Debug)]
+pub struct WrittenPiece {
+    /// Which one.
+    pub number: u32,
+    /// Its length in bytes.
+    pub length: u32,
+    /// Its checksum.
+    pub crc32: u32,
+    /// Where it lies.
+    pub extents: ExtentList,
+}
+
+/// An object that a listing must show (or hide) although the backend does not (or does) have it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum PendingEntry {
+    /// Written here, newer than what the backend has.
+    Present(ListEntry),
+    /// Deleted here.
+    Deleted(String),
+}
+
+/// A request about one task, answered by the shard that owns it.
+pub enum TaskCall {
+    /// Find the current version.
+    Open { target: Target, no_cache: bool, reply: Reply<Opened> },
+    /// Find a version opened before.
+    Reopen { task: TaskId, generation: u64, reply: Reply<Opened> },
+    /// Find one piece of an opened version; `urgent` when the client waits for it now.
+    Piece { task: TaskId, generation: u64, number: u32, urgent: bool, reply: Reply<PieceAnswer> },
+    /// A piece on disk failed its checksum.
+    Corrupt { task: TaskId, generation: u64, number: u32, reply: Reply<()> },
+    /// Begin an upload.
+    Begin { request: PutRequest, reply: Reply<Ticket> },
+    /// Feed an upload from another connection.
+    Join { task: TaskId, upload: u64, reply: Reply<Ticket> },
+    /// Disk space for one piece of an upload.
+    Reserve { task: TaskId, upload: u64, number: u32, length: u32, reply: Reply<ExtentList> },
+    /// One piece of an upload is on disk.
+    Written { task: TaskId, upload: u64, piece: WrittenPiece, reply: Reply<()> },
+    /// All pieces are there: make it the current version.
+    Commit { task: TaskId, upload: u64, length: u64, crc32: Option<u32>, reply: Reply<PutDone> },
+    /// Forget an upload.
+    Abort { task: TaskId, upload: u64 },
+    /// Delete the object.
+    Delete { target: Target, reply: Reply<DeleteDone> },
+    /// The backend's object was changed by this process (copy): ask again before serving.
+    Invalidate { task: TaskId, reply: Reply<()> },
+    /// Objects of a bucket that the backend does not have yet, or still has.
+    Pending { bucket: String, prefix: String, marker: String, reply: Reply<Vec<PendingEntry>> },
+}

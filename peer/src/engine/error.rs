@@ -1,0 +1,83 @@
+//! Why a request about an object failed: one closed list for both faces.
+
+use std::time::Duration;
+
+/// What failed. Each face maps it to its own status or code.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ObjectError {
+    /// No such object, in the backend or here.
+    #[error("{0} does not exist")]
+    NotFound(String),
+    /// No such bucket in the backend.
+    #[error("bucket {0} does not exist")]
+    NoSuchBucket(String),
+    /// The bucket to create exists.
+    #[error("bucket {0} exists already")]
+    BucketExists(String),
+    /// The backend refuses the credentials or the action.
+    #[error("the backend refuses access: {0}")]
+    AccessDenied(String),
+    /// The request makes no sense.
+    #[error("{0}")]
+    InvalidArgument(String),
+    /// A condition of the request does not hold.
+    #[error("the object does not meet the condition of the request")]
+    PreconditionFailed,
+    /// The object changed while it was read; reading again gives the new version.
+    #[error("{0} changed while it was read; try again")]
+    VersionChanged(String),
+    /// Bytes arrived whose checksum is not the one that was sent with them.
+    #[error("checksum mismatch: {0}")]
+    ChecksumMismatch(String),
+    /// The disk or the quota is full and nothing can be evicted.
+    #[error("no space left for {0}: raise storage.capacity, free disk space, or wait for pending write-backs")]
+    NoSpace(String),
+    /// Too much is going on; the same request may succeed after the given time.
+    #[error("busy: {reason}; try again in {} s", retry_after.as_secs())]
+    Busy {
+        /// Which limit was reached.
+        reason: String,
+        /// When to try again.
+        retry_after: Duration,
+    },
+    /// The backend does not answer, or answers with an error that may heal.
+    #[error("the backend is not available: {0}")]
+    BackendUnavailable(String),
+    /// The backend did not answer in time.
+    #[error("the backend did not answer in time: {0}")]
+    BackendTimeout(String),
+    /// An upload this peer knows nothing of (any more).
+    #[error("upload {0} is not known: it was finished, aborted or abandoned")]
+    UploadUnknown(u64),
+    /// The store takes no writes since a sync failed.
+    #[error("the store takes no writes since a sync to disk failed; see the peer's log")]
+    Poisoned,
+    /// The process is stopping.
+    #[error("the peer is shutting down")]
+    ShuttingDown,
+    /// A defect of this program or of the machine.
+    #[error("internal error: {0}")]
+    Internal(String),
+}
+
+impl ObjectError {
+    /// Whether the same request may succeed later without anyone changing anything.
+    pub fn is_retryable(&self) -> bool {
+        use ObjectError as E;
+        matches!(
+            self,
+            E::VersionChanged(_)
+                | E::Busy { .. }
+                | E::BackendUnavailable(_)
+                | E::BackendTimeout(_)
+                | E::ShuttingDown
+                | E::ChecksumMismatch(_)
+        )
+    }
+}
+
+impl From<crate::rt::mailbox::Closed> for ObjectError {
+    fn from(_: crate::rt::mailbox::Closed) -> Self {
+        ObjectError::ShuttingDown
+    }
+}

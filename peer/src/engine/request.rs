@@ -1,0 +1,142 @@
+//! What the faces ask of the engine, and what they get back.
+
+use dfstore_proto::ids::{ObjectName, TaskId};
+use dfstore_proto::object::{ObjectMeta, Source, WriteMode};
+
+/// An object as a request names it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Target {
+    /// Bucket and key.
+    pub name: ObjectName,
+    /// The task this is, computed once.
+    pub task: TaskId,
+}
+
+impl Target {
+    /// The target for an object without query parameters (which is what both faces address).
+    pub fn of(name: ObjectName) -> Target {
+        let task = TaskId::of(&name, "", "");
+        Target { name, task }
+    }
+}
+
+/// How a version stands towards the backend.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Standing {
+    /// The backend has it.
+    Clean,
+    /// The backend does not have it yet.
+    Dirty,
+    /// The backend never gets it.
+    Ephemeral,
+}
+
+/// One version of an object, as found when it was opened.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Stat {
+    /// Attributes for the client.
+    pub meta: ObjectMeta,
+    /// The version.
+    pub generation: u64,
+    /// Bytes of each piece but the last.
+    pub piece_bytes: u32,
+    /// Towards the backend.
+    pub standing: Standing,
+    /// What `X-Dfs-Cache` says before any byte is read: `Local` when all pieces are here, `Pending` when dirty,
+    /// `Stale` when the backend could not be asked, else `Backend`.
+    pub source: Source,
+    /// CRC32 of the whole object where known.
+    pub crc32: Option<u32>,
+    /// Pieces of this version that are on this peer's disk.
+    pub pieces_local: u32,
+}
+
+impl Stat {
+    /// Number of pieces of this version.
+    pub fn piece_count(&self) -> u32 {
+        piece_count(self.meta.length, self.piece_bytes)
+    }
+}
+
+/// Number of pieces of an object of `length` bytes.
+pub fn piece_count(length: u64, piece_bytes: u32) -> u32 {
+    u32::try_from(length.div_ceil(u64::from(piece_bytes))).expect("objects are at most OBJECT_BYTES_MAX")
+}
+
+/// Bytes of piece `number` of an object of `length` bytes.
+pub fn piece_length(length: u64, piece_bytes: u32, number: u32) -> u32 {
+    let start = u64::from(number) * u64::from(piece_bytes);
+    u32::try_from(length.saturating_sub(start).min(u64::from(piece_bytes))).expect("at most a piece")
+}
+
+/// A write that begins.
+#[derive(Debug, Clone)]
+pub struct PutRequest {
+    /// Where to.
+    pub target: Target,
+    /// How it reaches the backend.
+    pub mode: WriteMode,
+    /// Seeds that should keep a replica, as asked for. One peer alone keeps none; the answer says so.
+    pub replicas: u32,
+    /// Length if known beforehand: space is checked early.
+    pub length: Option<u64>,
+    /// Headers to keep with the object; `length`, `etag` and `last_modified_ms` are ignored.
+    pub meta: ObjectMeta,
+}
+
+/// A write that is acknowledged.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PutDone {
+    /// The version that was made.
+    pub generation: u64,
+    /// Its attributes.
+    pub meta: ObjectMeta,
+    /// Clean after WriteBack, dirty after AsyncWriteBack.
+    pub standing: Standing,
+}
+
+/// What a DELETE did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DeleteDone {
+    /// Gone here and in the backend.
+    Deleted,
+    /// Gone for every client of this peer, durably; the backend could not be reached and is told later.
+    Pending,
+}
+
+/// A page of a listing that is asked for.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ListRequest {
+    /// Bucket to list.
+    pub bucket: String,
+    /// Only keys that begin with this.
+    pub prefix: String,
+    /// Only keys after this one.
+    pub marker: String,
+    /// Keys are grouped at the first occurrence of this after the prefix. Empty: no grouping.
+    pub delimiter: String,
+    /// Most entries and common prefixes of the page together.
+    pub limit: usize,
+}
+
+/// One object of a listing.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ListEntry {
+    /// Object key.
+    pub key: String,
+    /// Attributes; of a listing only length, ETag, last modification and storage class are filled.
+    pub meta: ObjectMeta,
+}
+
+/// A page of a listing.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ListPage {
+    /// Objects, ascending by key.
+    pub entries: Vec<ListEntry>,
+    /// Groups, ascending.
+    pub common_prefixes: Vec<String>,
+    /// Whether there is more after this page.
+    pub truncated: bool,
+    /// The marker of the next page, when there is more.
+    pub next_marker: String,
+}
