@@ -53,8 +53,14 @@ pub const PARTS_MAX: u64 = 10_000;
 
 /// Connections one shard holds open.
 pub const CONNECTIONS_PER_SHARD_MAX: usize = 8192;
+/// Connections that the kernel holds for one listener until they are accepted.
+pub const ACCEPT_BACKLOG: i32 = 1024;
+/// Bytes read at once from a connection of which nothing is known yet.
+pub const OPENING_READ_BYTES: usize = 4096;
 /// Bytes of an HTTP request head.
 pub const HTTP_HEAD_BYTES_MAX: usize = 64 << 10;
+/// Bytes of a request body that one connection reads at once, and of small answers that it gathers.
+pub const HTTP_BUFFER_BYTES_MAX: usize = 256 << 10;
 /// Headers of an HTTP request.
 pub const HTTP_HEADERS_MAX: usize = 128;
 /// Bytes of all form fields of an upload besides the file.
@@ -63,6 +69,11 @@ pub const FORM_FIELDS_BYTES_MAX: usize = 64 << 10;
 pub const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 /// A body must move at least one byte within this time, in either direction.
 pub const BODY_IDLE_TIMEOUT: Duration = Duration::from_secs(60);
+/// After the last answer on a connection, what the client still sends is read and dropped up to this many bytes and
+/// for this long, so that it gets to read the answer before the connection is reset.
+pub const LINGER_BYTES_MAX: usize = 16 << 20;
+/// See [`LINGER_BYTES_MAX`].
+pub const LINGER_TIMEOUT: Duration = Duration::from_secs(2);
 /// A kept-alive connection may be silent this long.
 pub const IDLE_TIMEOUT: Duration = Duration::from_secs(120);
 /// Work that waits for memory or dirty space is refused with 503 after this time.
@@ -73,6 +84,7 @@ pub const DRAIN_TIMEOUT: Duration = Duration::from_secs(20);
 pub const LIST_LIMIT_MAX: usize = 1000;
 
 const _: () = assert!(PIECE_BYTES.is_multiple_of(BLOCK_BYTES));
+const _: () = assert!(HTTP_BUFFER_BYTES_MAX >= HTTP_HEAD_BYTES_MAX && HTTP_HEAD_BYTES_MAX >= OPENING_READ_BYTES);
 const _: () = assert!(PART_BYTES_MIN.is_multiple_of(PIECE_BYTES as u64));
 const _: () = assert!(MULTIPART_THRESHOLD_BYTES >= PART_BYTES_MIN);
 const _: () = assert!(PIECE_FILE_BYTES_MAX.is_multiple_of(PIECE_BYTES as u64));
