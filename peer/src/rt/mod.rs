@@ -9,4 +9,5 @@ pub mod hyper_io;
 pub mod mailbox;
 pub mod net;
 pub mod shard;
+pub mod stream;
 pub mod time;
