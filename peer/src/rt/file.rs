@@ -2,14 +2,24 @@
 
 use std::fs::File;
 use std::io;
+use std::mem::ManuallyDrop;
+use std::os::fd::{AsRawFd, FromRawFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
+use std::sync::Arc;
 
 use crate::limits::BLOCK_BYTES;
 use crate::rt::arena::{Slot, SlotMut};
 
-/// A file opened with `O_DIRECT`. Offsets and lengths are whole blocks.
-pub struct DirectFile(monoio::fs::File);
+/// A file opened with `O_DIRECT`, as one shard sees it. Offsets and lengths are whole blocks.
+///
+/// All shards use the one descriptor of the shared [`File`]: a copy each would multiply the descriptors of a large
+/// store by the number of shards.
+pub struct DirectFile {
+    /// Never dropped: that would close a descriptor that belongs to `_shared`.
+    file: ManuallyDrop<monoio::fs::File>,
+    _shared: Arc<File>,
+}
 
 /// Opens (or creates) `path` for direct I/O. The result may be cloned and sent to the shards, each of which makes a
 /// [`DirectFile`] of its own clone.
@@ -29,9 +39,13 @@ pub fn preallocate(file: &File, bytes: u64) -> io::Result<()> {
 }
 
 impl DirectFile {
-    /// Takes over an opened file on this shard.
-    pub fn new(file: File) -> io::Result<DirectFile> {
-        monoio::fs::File::from_std(file).map(DirectFile)
+    /// Uses an opened file on this shard.
+    pub fn new(shared: Arc<File>) -> io::Result<DirectFile> {
+        // SAFETY: the descriptor is open as long as `shared`, which lives as long as this; the `File` made of it
+        // goes into a `ManuallyDrop` at once, or gives the descriptor back below, so that it is not closed twice.
+        let alias = unsafe { File::from_raw_fd(shared.as_raw_fd()) };
+        let file = ManuallyDrop::new(monoio::fs::File::from_std(alias)?);
+        Ok(DirectFile { file, _shared: shared })
     }
 
     /// Reads whole blocks at `offset` into `slot[at..at + len]`, and sets the slot's length to `at + len`.
@@ -41,7 +55,7 @@ impl DirectFile {
         let mut slot = slot;
         slot.set_len(at + len);
         let view = monoio::buf::IoBufMut::slice_mut(slot, at..at + len);
-        let (result, view) = self.0.read_exact_at(view, offset).await;
+        let (result, view) = self.file.read_exact_at(view, offset).await;
         (result.map(|_| ()), view.into_inner())
     }
 
@@ -49,11 +63,11 @@ impl DirectFile {
     pub async fn write_at(&self, slot: Slot, at: usize, len: usize, offset: u64) -> io::Result<()> {
         assert!(len.is_multiple_of(BLOCK_BYTES as usize) && at.is_multiple_of(BLOCK_BYTES as usize));
         let view = monoio::buf::IoBuf::slice(slot.blocks(), at..at + len);
-        self.0.write_all_at(view, offset).await.0
+        self.file.write_all_at(view, offset).await.0
     }
 
     /// Makes all completed writes durable (`fdatasync`).
     pub async fn sync_data(&self) -> io::Result<()> {
-        self.0.sync_data().await
+        self.file.sync_data().await
     }
 }
