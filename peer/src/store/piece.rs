@@ -16,13 +16,13 @@ use crate::limits::BLOCK_BYTES;
 use crate::rt::arena::{Slot, SlotMut};
 use crate::rt::file::DirectFile;
 use crate::rt::mailbox::oneshot;
-use crate::rt::shard::spawn;
+use crate::rt::shard::spawn_local;
+use crate::store::StoreError;
 use crate::store::allocate::Cursor;
 use crate::store::extents::{Extent, ExtentList, blocks_of};
 use crate::store::files::{io_error, piece_file_path};
 use crate::store::lease::{Held, Lease, Reservation};
 use crate::store::space::{Growth, Space, SpaceStats};
-use crate::store::StoreError;
 
 /// Makes a filled slot ready for the store: pads it with zeros to whole blocks, freezes it, and computes the piece's
 /// CRC32. The one place where the checksum is made.
@@ -146,7 +146,7 @@ impl PieceStore {
         };
         if idle {
             let store = self.clone();
-            spawn(async move { store.run_syncs(&file).await });
+            spawn_local(async move { store.run_syncs(&file).await });
         }
         answer.await.unwrap_or(Err(StoreError::Poisoned))
     }
@@ -244,14 +244,16 @@ pub(crate) fn verify(extents: &ExtentList, bytes: &[u8], expected: u32) -> Resul
 /// Runs `work` as a task of its own, to its end even if the caller stops waiting.
 async fn detached<T: 'static>(work: impl Future<Output = T> + 'static) -> T {
     let (reply, answer) = oneshot::channel();
-    spawn(async move {
+    spawn_local(async move {
         let _ = reply.send(work.await);
     });
     answer.await.expect("a task of this shard ends before its runtime does")
 }
 
 /// Runs blocking `work` on a thread of its own.
-async fn on_thread<T: Send + 'static>(work: impl FnOnce() -> Result<T, StoreError> + Send + 'static) -> Result<T, StoreError> {
+async fn on_thread<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, StoreError> + Send + 'static,
+) -> Result<T, StoreError> {
     let (reply, answer) = oneshot::channel();
     let thread = std::thread::Builder::new().name("store-grow".to_owned());
     let started = thread.spawn(move || {
