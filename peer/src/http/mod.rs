@@ -1,1 +1,2 @@
-//! To be written in this session.
+//! Dragonfly's object API over HTTP.
+pub mod guard;
