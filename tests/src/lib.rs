@@ -1,1 +1,23 @@
-//! x
+//! The test kit: what suites, benches and the demo need around the peer.
+//!
+//! It starts real processes (the peer, the command line, an S3 server), gives them folders and free ports, talks raw
+//! HTTP to them, and makes payloads that can be checked at any offset. Everything it starts is tied to the life of
+//! this process (see [`process`]) and everything it writes lies under `target/tmp` (see [`dirs`]). It may call any
+//! crate of the workspace; nothing outside tests, benches and tools calls it. Errors are `anyhow`, with the tail of
+//! the log of the process that failed.
+
+pub mod binaries;
+pub mod bucket;
+pub mod cli;
+pub mod data;
+pub mod dirs;
+pub mod http;
+pub mod loopfs;
+pub mod peer;
+pub mod ports;
+pub mod process;
+pub mod samples;
+pub mod seaweed;
+pub mod until;
+
+pub use until::eventually;

@@ -1,0 +1,103 @@
+//! Folders for tests: all under `target/tmp`, on a real disk, gone when the test is.
+//!
+//! A folder goes away when it is dropped. What a killed run left behind is removed by the next one: each process keeps
+//! its folders below `target/tmp/run-PID`, and the first call removes those whose process is gone.
+
+use std::env;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{self, Command};
+use std::sync::OnceLock;
+
+use anyhow::{Context, Result};
+use tempfile::TempDir;
+
+/// Overrides where temporary folders lie, for a `target/` on a file system without `O_DIRECT`.
+pub const SCRATCH_VARIABLE: &str = "DFSTORE_SCRATCH";
+
+/// The `target/` folder of the build that this process comes from.
+pub fn target() -> Result<PathBuf> {
+    let exe = env::current_exe().context("the path of this program")?;
+    let found = exe.ancestors().find(|folder| folder.join("CACHEDIR.TAG").is_file());
+    found.map(Path::to_path_buf).with_context(|| format!("{} lies in no cargo target folder", exe.display()))
+}
+
+/// A new folder whose name starts with `name`.
+pub fn temporary(name: &str) -> Result<TempDir> {
+    let folder = run_folder()?;
+    tempfile::Builder::new()
+        .prefix(&format!("{name}-"))
+        .tempdir_in(&folder)
+        .with_context(|| format!("a folder in {}", folder.display()))
+}
+
+fn run_folder() -> Result<PathBuf> {
+    static FOLDER: OnceLock<PathBuf> = OnceLock::new();
+    let folder = match FOLDER.get() {
+        Some(folder) => folder.clone(),
+        None => {
+            let root = match env::var_os(SCRATCH_VARIABLE) {
+                Some(root) => PathBuf::from(root),
+                None => target()?.join("tmp"),
+            };
+            remove_leftovers(&root);
+            FOLDER.get_or_init(|| root.join(format!("run-{}", process::id()))).clone()
+        }
+    };
+    fs::create_dir_all(&folder).with_context(|| format!("cannot create {}", folder.display()))?;
+    Ok(folder)
+}
+
+/// Removes this process's run folder, if nothing is left in it. Called at the end by programs that clean up wholly.
+pub fn remove_run_folder() {
+    if let Ok(folder) = run_folder() {
+        let _ = fs::remove_dir(folder);
+    }
+}
+
+fn remove_leftovers(root: &Path) {
+    let Ok(entries) = fs::read_dir(root) else { return };
+    for entry in entries.flatten() {
+        let name = entry.file_name();
+        let Some(pid) = name.to_str().and_then(|name| name.strip_prefix("run-")) else { continue };
+        if pid.parse::<u32>().is_ok() && !Path::new("/proc").join(pid).exists() {
+            unmount_below(&entry.path());
+            let _ = fs::remove_dir_all(entry.path());
+        }
+    }
+}
+
+/// Loop file systems of a killed run are still mounted; removing their files would not free them.
+fn unmount_below(folder: &Path) {
+    let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
+    let points = mounts.lines().filter_map(|line| line.split(' ').nth(1));
+    for point in points.filter(|point| Path::new(point).starts_with(folder)) {
+        let _ = Command::new("umount").arg("--lazy").arg(point).status();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn folder_goes_away_with_its_owner() {
+        let folder = temporary("dirs").expect("a folder");
+        let path = folder.path().to_path_buf();
+        assert!(path.is_dir() && path.starts_with(target().expect("target")));
+        drop(folder);
+        assert!(!path.exists());
+    }
+
+    #[test]
+    fn leftovers_of_dead_processes_are_removed() {
+        let root = temporary("leftovers").expect("a folder");
+        // Above the largest process id that Linux gives out.
+        let dead = root.path().join("run-4194999");
+        let alive = root.path().join(format!("run-{}", process::id()));
+        fs::create_dir_all(dead.join("deep")).expect("dead");
+        fs::create_dir_all(&alive).expect("alive");
+        remove_leftovers(root.path());
+        assert!(!dead.exists() && alive.exists());
+    }
+}

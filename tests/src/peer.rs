@@ -1,0 +1,291 @@
+//! A real `dfstore-peer` process: its configuration file, its start, its end, and what can be seen from outside.
+//!
+//! The peer listens on ports the system chooses and names them in its log (`listening on ADDRESS`, and a line with
+//! `metrics` for the admin listener). Killed when dropped; its data folder goes with it unless the test brought one.
+
+use std::fs;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::ExitStatus;
+use std::time::Duration;
+
+use anyhow::{Context, Result, anyhow, bail};
+use tempfile::TempDir;
+
+use crate::binaries::binary;
+use crate::bucket::{Bucket, S3Endpoint};
+use crate::cli::{self, Output};
+use crate::dirs;
+use crate::http::{self, Response};
+use crate::process::{Process, leashed, watch_over_this_program};
+use crate::samples::Samples;
+use crate::until::eventually;
+
+const START_TIMEOUT: Duration = Duration::from_secs(60);
+/// A little more than the peer gives requests in flight after SIGTERM.
+const STOP_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// How to start a peer.
+#[derive(Clone, Debug)]
+pub struct PeerSpec {
+    /// The backend.
+    pub backend: S3Endpoint,
+    /// `objectStorage.name`: `s3` or `oss`.
+    pub provider: String,
+    /// Data folder; `None` makes one that goes away with the peer.
+    pub data_path: Option<PathBuf>,
+    /// `storage.capacity`.
+    pub capacity: String,
+    /// `memory.budget`. Small by default: tests run several peers at once.
+    pub memory_budget: String,
+    /// `shards`.
+    pub shards: String,
+    /// Further lines of the configuration file, at the top level.
+    pub extra: String,
+    /// Environment variables, for example `DFSTORE_LOG_LEVEL`.
+    pub environment: Vec<(String, String)>,
+    /// Address of the object API; port 0 lets the system choose.
+    pub listen_port: u16,
+}
+
+impl PeerSpec {
+    /// The defaults of tests, in front of this backend.
+    pub fn new(backend: &S3Endpoint) -> PeerSpec {
+        PeerSpec {
+            backend: backend.clone(),
+            provider: "s3".to_owned(),
+            data_path: None,
+            capacity: "4GiB".to_owned(),
+            memory_budget: "128MiB".to_owned(),
+            shards: "2".to_owned(),
+            extra: String::new(),
+            environment: Vec::new(),
+            listen_port: 0,
+        }
+    }
+
+    /// The configuration file of a peer that keeps its data in this folder.
+    pub fn yaml(&self, data_path: &Path) -> String {
+        let PeerSpec { backend, provider, capacity, memory_budget, shards, extra, listen_port, .. } = self;
+        let S3Endpoint { url, access_key, secret_key } = backend;
+        format!(
+            "objectStorage:\n  enable: true\n  name: {provider}\n  region: us-east-1\n  endpoint: {url}\n  \
+             accessKey: {access_key}\n  secretKey: {secret_key}\n  \
+             tcpListen: {{ listen: 127.0.0.1, port: {listen_port} }}\n\
+             storage: {{ dataPath: {path:?}, capacity: {capacity} }}\n\
+             memory: {{ budget: {memory_budget} }}\n\
+             metrics: {{ listen: \"127.0.0.1:0\" }}\n\
+             shards: {shards}\n{extra}\n",
+            path = data_path.display().to_string(),
+        )
+    }
+}
+
+/// A running peer.
+pub struct Peer {
+    /// How it was started; [`Peer::restart`] uses it again.
+    pub spec: PeerSpec,
+    process: Process,
+    addresses: Addresses,
+    data_path: PathBuf,
+    folder: TempDir,
+    starts: u32,
+}
+
+#[derive(Clone, Copy)]
+struct Addresses {
+    api: SocketAddr,
+    metrics: Option<SocketAddr>,
+}
+
+impl Peer {
+    /// Starts a peer with the defaults of tests in front of this bucket's server.
+    pub fn start(bucket: &Bucket) -> Result<Peer> {
+        Peer::start_with(PeerSpec::new(&bucket.endpoint))
+    }
+
+    /// Starts a peer and waits until it is ready.
+    pub fn start_with(spec: PeerSpec) -> Result<Peer> {
+        watch_over_this_program();
+        let folder = dirs::temporary("peer")?;
+        let data_path = spec.data_path.clone().unwrap_or_else(|| folder.path().join("data"));
+        let (process, addresses) = launch(&spec, &data_path, folder.path(), 1)?;
+        Ok(Peer { spec, process, addresses, data_path, folder, starts: 1 })
+    }
+
+    /// Runs a peer that is expected to end by itself; gives its exit status and its log.
+    pub fn start_and_fail(spec: &PeerSpec, timeout: Duration) -> Result<(ExitStatus, String)> {
+        let folder = dirs::temporary("peer")?;
+        let data_path = spec.data_path.clone().unwrap_or_else(|| folder.path().join("data"));
+        let mut process = run(spec, &data_path, folder.path(), 1)?;
+        let status = process.wait(timeout)?;
+        Ok((status, process.log()))
+    }
+
+    /// Starts it again on the same data (after an end of any kind) and waits until it is ready. Ports change.
+    pub fn restart(&mut self) -> Result<()> {
+        if self.process.ended()?.is_none() {
+            self.terminate()?;
+        }
+        self.starts += 1;
+        (self.process, self.addresses) = launch(&self.spec, &self.data_path, self.folder.path(), self.starts)?;
+        Ok(())
+    }
+
+    /// SIGTERM, and waits for the end.
+    pub fn terminate(&mut self) -> Result<ExitStatus> {
+        self.process.terminate(STOP_TIMEOUT)
+    }
+
+    /// `kill -9`, and waits for the end.
+    pub fn kill9(&mut self) -> Result<()> {
+        self.process.kill9()
+    }
+
+    /// The process, for its memory, CPU time, log and signals.
+    pub fn process(&mut self) -> &mut Process {
+        &mut self.process
+    }
+
+    /// Where the object API (and the native protocol) listens.
+    pub fn address(&self) -> SocketAddr {
+        self.addresses.api
+    }
+
+    /// The endpoint as the command line wants it.
+    pub fn endpoint(&self) -> String {
+        format!("http://{}", self.addresses.api)
+    }
+
+    /// Its data folder.
+    pub fn data_path(&self) -> &Path {
+        &self.data_path
+    }
+
+    /// Names and lengths of its piece files, sorted.
+    pub fn piece_files(&self) -> Result<Vec<(PathBuf, u64)>> {
+        let mut files = Vec::new();
+        for entry in fs::read_dir(&self.data_path).context("the data folder")? {
+            let path = entry?.path();
+            let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            if name.starts_with("pieces-") {
+                files.push((path.clone(), fs::metadata(&path)?.len()));
+            }
+        }
+        files.sort();
+        Ok(files)
+    }
+
+    /// One HTTP request on a connection of its own.
+    pub fn request(&self, method: &str, path: &str, headers: &[(&str, &str)], body: &[u8]) -> Result<Response> {
+        http::request(self.address(), method, path, headers, body)
+    }
+
+    /// The path of an object in the object API. The key goes in as it is: escape what must be escaped.
+    pub fn object_path(bucket: &str, key: &str) -> String {
+        format!("/buckets/{bucket}/objects/{key}")
+    }
+
+    /// GET of an object.
+    pub fn get(&self, bucket: &str, key: &str) -> Result<Response> {
+        self.request("GET", &Peer::object_path(bucket, key), &[], b"")
+    }
+
+    /// PUT of an object as the Go client does it: a form with the mode and the file.
+    pub fn put(&self, bucket: &str, key: &str, mode: u8, bytes: &[u8]) -> Result<Response> {
+        let (content_type, body) = http::multipart(&[("mode", &mode.to_string())], bytes);
+        self.request("PUT", &Peer::object_path(bucket, key), &[("Content-Type", &content_type)], &body)
+    }
+
+    /// DELETE of an object.
+    pub fn delete(&self, bucket: &str, key: &str) -> Result<Response> {
+        self.request("DELETE", &Peer::object_path(bucket, key), &[], b"")
+    }
+
+    /// Its metrics.
+    pub fn metrics(&self) -> Result<Samples> {
+        let answer = http::get(self.addresses.metrics.unwrap_or(self.addresses.api), "/metrics")?;
+        anyhow::ensure!(answer.status() == 200, "/metrics: {} {}", answer.status(), answer.text());
+        Samples::parse(&answer.text())
+    }
+
+    /// Waits until the metrics say so.
+    pub fn metrics_until(&self, what: &str, timeout: Duration, holds: impl Fn(&Samples) -> bool) -> Result<()> {
+        eventually(what, timeout, || self.metrics().is_ok_and(|samples| holds(&samples)).then_some(()))
+    }
+
+    /// Runs `dfstore` against this peer.
+    pub fn dfstore(&self, arguments: &[&str]) -> Result<Output> {
+        let endpoint = self.endpoint();
+        let mut all = vec!["--endpoint", endpoint.as_str()];
+        all.extend(arguments);
+        cli::dfstore(&all)
+    }
+}
+
+fn run(spec: &PeerSpec, data_path: &Path, folder: &Path, start: u32) -> Result<Process> {
+    let config = folder.join("peer.yaml");
+    fs::write(&config, spec.yaml(data_path)).context("the configuration file")?;
+    fs::create_dir_all(data_path).context("the data folder")?;
+    let mut command = leashed(binary("dfstore-peer")?);
+    command.arg("--config").arg(&config).env("NO_COLOR", "1").env("AWS_EC2_METADATA_DISABLED", "true");
+    command.envs(spec.environment.iter().map(|(name, value)| (name, value)));
+    Process::start("dfstore-peer", command, &folder.join(format!("peer-{start}.log")))
+}
+
+/// Starts the process and waits until it says where it listens and that it is ready.
+fn launch(spec: &PeerSpec, data_path: &Path, folder: &Path, start: u32) -> Result<(Process, Addresses)> {
+    let mut process = run(spec, data_path, folder, start)?;
+    let ready = eventually("dfstore-peer is ready", START_TIMEOUT, || match process.ended() {
+        Ok(None) => ready_at(&process.log()).map(Ok),
+        Ok(Some(_)) => Some(Err(anyhow!("dfstore-peer ended while it started"))),
+        Err(error) => Some(Err(error)),
+    });
+    match ready.and_then(|addresses| addresses) {
+        Ok(addresses) => Ok((process, addresses)),
+        Err(error) => Err(process.explain(error)),
+    }
+}
+
+/// The addresses in the log, once both are there and the peer says it is ready.
+fn ready_at(log: &str) -> Option<Addresses> {
+    let addresses = listening(log).ok()?;
+    let probe = match addresses.metrics {
+        Some(metrics) => http::get(metrics, "/readyz"),
+        None => http::get(addresses.api, "/healthy"),
+    };
+    probe.is_ok_and(|answer| answer.status() == 200).then_some(addresses)
+}
+
+fn listening(log: &str) -> Result<Addresses> {
+    let (mut api, mut metrics) = (None, None);
+    for line in log.lines().filter(|line| line.contains("listening")) {
+        let Some(address) = address_in(line) else { continue };
+        let admin = line.contains("metrics") || line.contains("admin");
+        if admin { metrics = Some(address) } else { api = Some(address) }
+    }
+    let Some(api) = api else { bail!("no line says where the peer listens") };
+    Ok(Addresses { api, metrics })
+}
+
+/// The first word of a line that is a socket address, also after `=` or in quotes.
+fn address_in(line: &str) -> Option<SocketAddr> {
+    let words = line.split(|character: char| character.is_whitespace() || "=\",;".contains(character));
+    words.filter_map(|word| word.trim_start_matches("http://").trim_end_matches(['/', '.']).parse().ok()).next()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn finds_addresses_in_a_log() {
+        let log =
+            "INFO metrics listening on 127.0.0.1:9\nINFO dfstore_peer: listening on http://127.0.0.1:65004\nx=1\n";
+        let found = listening(log).expect("both");
+        assert_eq!((found.api.port(), found.metrics.map(|address| address.port())), (65004, Some(9)));
+        let fields = "INFO listening address=127.0.0.1:7 shards=2\n";
+        assert_eq!(listening(fields).expect("one").api.port(), 7);
+        assert!(listening("INFO starting\n").is_err());
+    }
+}

@@ -1,0 +1,48 @@
+//! Waiting for something to become true, instead of sleeping and hoping.
+//!
+//! Owns no state. A condition that does not come true in time is an error that names it.
+
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, anyhow};
+
+const POLL_FIRST: Duration = Duration::from_millis(1);
+const POLL_LAST: Duration = Duration::from_millis(50);
+
+/// Asks `condition` until it gives a value, more and more rarely; after `timeout` an error that names `what`.
+pub fn eventually<T>(what: &str, timeout: Duration, mut condition: impl FnMut() -> Option<T>) -> Result<T> {
+    let deadline = Instant::now() + timeout;
+    let mut pause = POLL_FIRST;
+    loop {
+        if let Some(value) = condition() {
+            return Ok(value);
+        }
+        if Instant::now() >= deadline {
+            return Err(anyhow!("not within {} s: {what}", timeout.as_secs_f32()));
+        }
+        thread::sleep(pause);
+        pause = (pause * 2).min(POLL_LAST);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn gives_the_value_once_there_is_one() {
+        let mut asked = 0;
+        let value = eventually("third try", Duration::from_secs(5), || {
+            asked += 1;
+            (asked == 3).then_some(asked)
+        });
+        assert_eq!(value.expect("in time"), 3);
+    }
+
+    #[test]
+    fn names_what_did_not_happen() {
+        let error = eventually("pigs fly", Duration::from_millis(5), || None::<()>).expect_err("never");
+        assert!(error.to_string().contains("pigs fly"));
+    }
+}
