@@ -33,6 +33,8 @@ pub const CATALOG_BATCH_DELAY: Duration = Duration::from_millis(2);
 pub const SIDECAR_MAILBOX: usize = 1024;
 /// Backend requests in flight at once, over all objects.
 pub const BACKEND_REQUESTS_MAX: usize = 64;
+/// Connections the admin listener serves at once.
+pub const ADMIN_CONNECTIONS_MAX: usize = 32;
 /// Bulk reads that may wait for the background executor.
 pub const BACKGROUND_MAILBOX: usize = 256;
 

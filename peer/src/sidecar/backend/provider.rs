@@ -1,0 +1,181 @@
+//! What differs between providers, as data.
+//!
+//! Pure: a [`Profile`] is made from the options and nothing else. The client asks the profile and never the provider's
+//! name, so that another provider is another row here. Sources: AWS's and Alibaba Cloud's API references.
+
+use super::options::{BackendOptions, ProviderName};
+
+/// One provider's dialect.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Profile {
+    /// Region for signatures.
+    pub region: String,
+    /// URL of the endpoint; `None` for AWS's own.
+    pub endpoint_url: Option<String>,
+    /// Whether the bucket is in the path instead of in the host name.
+    pub path_style: bool,
+    /// Whether writes carry `x-amz-checksum-crc32` (a header, never a trailer).
+    pub sends_checksums: bool,
+    /// Whether a multipart upload is checked by the CRC32 of the whole object. Only AWS and the newest others can.
+    pub checks_whole_object: bool,
+    /// How "only if absent" is said.
+    pub only_if_absent: OnlyIfAbsent,
+    /// Location constraint of new buckets, if they need one.
+    pub location_constraint: Option<String>,
+}
+
+/// How a write is made conditional on the object not being there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OnlyIfAbsent {
+    /// `If-None-Match: *`.
+    IfNoneMatch,
+    /// `x-oss-forbid-overwrite: true`.
+    ForbidOverwrite,
+}
+
+impl Profile {
+    /// The dialect that these options ask for.
+    pub fn of(options: &BackendOptions) -> Profile {
+        match options.name {
+            ProviderName::S3 => s3(options),
+            ProviderName::Oss => oss(options),
+        }
+    }
+
+    /// Says why a bucket of this name cannot be reached, if so.
+    pub fn check_bucket(&self, bucket: &str) -> Result<(), &'static str> {
+        if bucket.is_empty() {
+            return Err("the bucket name is empty");
+        }
+        let label = |c: u8| c.is_ascii_lowercase() || c.is_ascii_digit() || c == b'-';
+        if !self.path_style && self.endpoint_url.is_some() && !bucket.bytes().all(label) {
+            return Err("a bucket that is part of the host name has lower-case letters, digits and hyphens only");
+        }
+        Ok(())
+    }
+}
+
+fn s3(options: &BackendOptions) -> Profile {
+    let endpoint_url = endpoint_url(options);
+    let is_aws = endpoint_url.as_deref().is_none_or(|url| host(url).ends_with(".amazonaws.com"));
+    let region = or_default(&options.region, "us-east-1");
+    Profile {
+        location_constraint: Some(region.clone()).filter(|region| region != "us-east-1"),
+        region,
+        path_style: options.path_style,
+        sends_checksums: true,
+        checks_whole_object: is_aws,
+        only_if_absent: OnlyIfAbsent::IfNoneMatch,
+        endpoint_url,
+    }
+}
+
+fn oss(options: &BackendOptions) -> Profile {
+    let region = options.region.trim_start_matches("oss-");
+    Profile {
+        region: or_default(region, "cn-hangzhou"),
+        endpoint_url: endpoint_url(options),
+        path_style: false,
+        sends_checksums: false,
+        checks_whole_object: false,
+        only_if_absent: OnlyIfAbsent::ForbidOverwrite,
+        // The endpoint decides where a bucket lives.
+        location_constraint: None,
+    }
+}
+
+/// The URL of the endpoint that these options mean.
+pub(super) fn endpoint_url(options: &BackendOptions) -> Option<String> {
+    let given = options.endpoint.trim().trim_end_matches('/');
+    match options.name {
+        ProviderName::S3 if given.is_empty() => None,
+        ProviderName::S3 => Some(with_scheme(given)),
+        ProviderName::Oss if given.is_empty() => {
+            let region = options.region.trim_start_matches("oss-");
+            Some(format!("https://s3.oss-{region}.aliyuncs.com"))
+        }
+        ProviderName::Oss => Some(s3_compatible_oss(&with_scheme(given))),
+    }
+}
+
+/// OSS speaks S3 under another name than its own API: `oss-REGION` becomes `s3.oss-REGION`. Other hosts (a private
+/// address, a front for tests) are left alone.
+fn s3_compatible_oss(url: &str) -> String {
+    match url.split_once("://") {
+        Some((scheme, host)) if host.starts_with("oss-") && host.contains(".aliyuncs.com") => {
+            format!("{scheme}://s3.{host}")
+        }
+        _ => url.to_owned(),
+    }
+}
+
+fn with_scheme(endpoint: &str) -> String {
+    if endpoint.contains("://") { endpoint.to_owned() } else { format!("https://{endpoint}") }
+}
+
+fn host(url: &str) -> &str {
+    let rest = url.split_once("://").map_or(url, |(_, rest)| rest);
+    rest.split(['/', ':']).next().unwrap_or(rest)
+}
+
+fn or_default(value: &str, default: &str) -> String {
+    if value.is_empty() { default.to_owned() } else { value.to_owned() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::options::BackendTuning;
+    use super::*;
+
+    fn options(name: ProviderName, region: &str, endpoint: &str) -> BackendOptions {
+        BackendOptions {
+            name,
+            region: region.into(),
+            endpoint: endpoint.into(),
+            access_key: "key".into(),
+            secret_key: "secret".into(),
+            session_token: String::new(),
+            path_style: true,
+            tuning: BackendTuning::default(),
+        }
+    }
+
+    #[test]
+    fn oss_endpoints_are_rewritten_to_the_s3_compatible_ones() {
+        let url = |region, endpoint| Profile::of(&options(ProviderName::Oss, region, endpoint)).endpoint_url;
+        let expected = Some("https://s3.oss-cn-beijing.aliyuncs.com".to_owned());
+        assert_eq!(url("cn-beijing", ""), expected);
+        assert_eq!(url("oss-cn-beijing", ""), expected);
+        assert_eq!(url("", "oss-cn-beijing.aliyuncs.com"), expected);
+        assert_eq!(url("", "https://oss-cn-beijing.aliyuncs.com/"), expected);
+        assert_eq!(url("", "https://s3.oss-cn-beijing.aliyuncs.com"), expected);
+        let internal = Some("http://s3.oss-cn-beijing-internal.aliyuncs.com".to_owned());
+        assert_eq!(url("", "http://oss-cn-beijing-internal.aliyuncs.com"), internal);
+        assert_eq!(url("", "http://oss.localhost:8080"), Some("http://oss.localhost:8080".into()));
+    }
+
+    #[test]
+    fn oss_never_uses_paths_or_checksums() {
+        let profile = Profile::of(&options(ProviderName::Oss, "cn-beijing", ""));
+        assert!(!profile.path_style && !profile.sends_checksums);
+        assert_eq!(profile.only_if_absent, OnlyIfAbsent::ForbidOverwrite);
+        assert!(profile.check_bucket("a-1").is_ok());
+        assert!(profile.check_bucket("a.b").is_err());
+    }
+
+    #[test]
+    fn only_aws_checks_whole_objects() {
+        let checks = |endpoint| Profile::of(&options(ProviderName::S3, "", endpoint)).checks_whole_object;
+        assert!(checks(""));
+        assert!(checks("https://s3.eu-west-1.amazonaws.com"));
+        assert!(!checks("http://127.0.0.1:8333"));
+        assert!(!checks("https://amazonaws.com.example.org"));
+    }
+
+    #[test]
+    fn buckets_outside_the_default_region_name_it() {
+        assert_eq!(Profile::of(&options(ProviderName::S3, "", "")).location_constraint, None);
+        let profile = Profile::of(&options(ProviderName::S3, "eu-west-1", ""));
+        assert_eq!(profile.location_constraint, Some("eu-west-1".into()));
+    }
+}

@@ -1,0 +1,206 @@
+//! The backend on aws-sdk-s3.
+//!
+//! Owns the SDK's client and the provider's [`Profile`]. One file for each kind of request: [`read`], [`write`],
+//! [`upload`] (multipart), [`bucket`]. In here every request goes through [`S3Backend::ask`], which watches its time,
+//! translates its failure, counts it and tells [`Health`] whether the backend answers.
+
+mod bucket;
+mod read;
+mod upload;
+mod write;
+
+use std::fmt::Display;
+use std::sync::Arc;
+use std::time::Duration;
+
+use aws_sdk_s3::Client;
+use aws_sdk_s3::config::http::HttpResponse;
+use aws_sdk_s3::error::{ProvideErrorMetadata, SdkError};
+use dfstore_proto::ids::ObjectName;
+use dfstore_proto::object::ObjectMeta;
+use futures_util::future::{BoxFuture, FutureExt};
+
+use super::body::{Progress, TimedOut, watched};
+use super::error::{BackendError, BackendErrorKind, Operation};
+use super::failure::classify;
+use super::options::{BackendOptions, BackendTuning};
+use super::provider::Profile;
+use super::stats::BackendStats;
+use super::{
+    Backend, BodySource, GetRequest, ListPage, ListRequest, PutRequest, Result, Stored, Upload, UploadedPart, client,
+};
+use crate::rt::arena::SlotMut;
+use crate::sidecar::health::Health;
+
+/// The client of one backend.
+pub struct S3Backend {
+    client: Client,
+    profile: Profile,
+    tuning: BackendTuning,
+    stats: Arc<BackendStats>,
+    health: Health,
+}
+
+/// One request on its way: what it is, and what bounds its time.
+struct Asking<'a> {
+    operation: Operation,
+    target: &'a (dyn Display + Sync),
+    body: Option<Arc<Progress>>,
+    answer_timeout: Duration,
+}
+
+impl S3Backend {
+    /// Makes the client. Asks nobody yet.
+    pub async fn new(options: BackendOptions, stats: Arc<BackendStats>, health: Health) -> S3Backend {
+        let profile = Profile::of(&options);
+        let client = client::make(&options, &profile).await;
+        S3Backend { client, profile, tuning: options.tuning, stats, health }
+    }
+
+    fn asking<'a>(&self, operation: Operation, target: &'a (dyn Display + Sync)) -> Asking<'a> {
+        let slow = matches!(operation, Operation::CompleteUpload | Operation::Copy);
+        let answer_timeout = if slow { self.tuning.server_work_timeout } else { self.tuning.first_byte_timeout };
+        Asking { operation, target, body: None, answer_timeout }
+    }
+
+    async fn ask<T, E>(
+        &self,
+        asking: Asking<'_>,
+        request: impl Future<Output = std::result::Result<T, SdkError<E, HttpResponse>>> + Send,
+    ) -> Result<T>
+    where
+        E: ProvideErrorMetadata + std::error::Error + 'static,
+    {
+        let body = asking.body.clone();
+        let result = match watched(request, body, &self.tuning, asking.answer_timeout).await {
+            Ok(Ok(answer)) => Ok(answer),
+            Ok(Err(error)) => Err(classify(asking.operation, &error)),
+            Err(TimedOut(what)) => Err((BackendErrorKind::Timeout, what.to_owned())),
+        };
+        self.counted(asking.operation, asking.target, result)
+    }
+
+    fn counted<T>(
+        &self,
+        operation: Operation,
+        target: &(dyn Display + Sync),
+        result: std::result::Result<T, (BackendErrorKind, String)>,
+    ) -> Result<T> {
+        let failure = result.as_ref().err().map(|(kind, _)| *kind);
+        self.stats.count(operation, failure);
+        let silent = matches!(failure, Some(BackendErrorKind::Unavailable | BackendErrorKind::Timeout));
+        self.health.set_backend_reachable(!silent);
+        result.map_err(|(kind, message)| BackendError { kind, operation, target: target.to_string(), message })
+    }
+
+    /// Fails before anything is sent.
+    fn refuse<T>(&self, operation: Operation, target: impl Display, message: &str) -> Result<T> {
+        let kind = BackendErrorKind::InvalidArgument;
+        Err(BackendError { kind, operation, target: target.to_string(), message: message.to_owned() })
+    }
+
+    fn check_name(&self, operation: Operation, name: &ObjectName) -> Result<()> {
+        if let Err(message) = self.profile.check_bucket(&name.bucket) {
+            return self.refuse(operation, name, message);
+        }
+        if name.key.is_empty() {
+            return self.refuse(operation, name, "the key is empty");
+        }
+        Ok(())
+    }
+
+    fn check_bucket(&self, operation: Operation, bucket: &str) -> Result<()> {
+        self.profile.check_bucket(bucket).or_else(|message| self.refuse(operation, bucket, message))
+    }
+
+    /// Tries a request that only reads again when it failed in a way that may pass at once.
+    async fn tried<T, F>(&self, mut attempt: impl FnMut() -> F) -> Result<T>
+    where
+        F: Future<Output = Result<T>>,
+    {
+        let mut pause = self.tuning.read_retry_pause;
+        for _ in 1..self.tuning.read_attempts {
+            match attempt().await {
+                Err(error) if passes_soon(error.kind) => tokio::time::sleep(pause).await,
+                result => return result,
+            }
+            pause *= 2;
+        }
+        attempt().await
+    }
+}
+
+/// Not a timeout, after which the caller has waited long enough, and not a request to slow down, which is for the
+/// caller to heed.
+fn passes_soon(kind: BackendErrorKind) -> bool {
+    matches!(kind, BackendErrorKind::Unavailable | BackendErrorKind::BadAnswer)
+}
+
+impl Backend for S3Backend {
+    fn head<'a>(&'a self, name: &'a ObjectName) -> BoxFuture<'a, Result<ObjectMeta>> {
+        self.tried(|| self.head_object(name)).boxed()
+    }
+
+    fn get<'a>(&'a self, request: &'a GetRequest, slot: &'a mut SlotMut) -> BoxFuture<'a, Result<(u32, ObjectMeta)>> {
+        self.get_with_retries(request, slot).boxed()
+    }
+
+    fn put<'a>(&'a self, request: &'a PutRequest, body: BodySource) -> BoxFuture<'a, Result<Stored>> {
+        self.put_object(request, body).boxed()
+    }
+
+    fn create_upload<'a>(&'a self, request: &'a PutRequest) -> BoxFuture<'a, Result<Upload>> {
+        self.create_multipart(request).boxed()
+    }
+
+    fn put_part<'a>(
+        &'a self,
+        upload: &'a Upload,
+        number: u32,
+        crc32: u32,
+        body: BodySource,
+    ) -> BoxFuture<'a, Result<UploadedPart>> {
+        self.upload_part(upload, number, crc32, body).boxed()
+    }
+
+    fn complete_upload<'a>(
+        &'a self,
+        upload: &'a Upload,
+        request: &'a PutRequest,
+        parts: &'a [UploadedPart],
+    ) -> BoxFuture<'a, Result<Stored>> {
+        self.complete_multipart(upload, request, parts).boxed()
+    }
+
+    fn abort_upload<'a>(&'a self, upload: &'a Upload) -> BoxFuture<'a, Result<()>> {
+        self.abort_multipart(upload).boxed()
+    }
+
+    fn list_parts<'a>(&'a self, upload: &'a Upload) -> BoxFuture<'a, Result<Vec<UploadedPart>>> {
+        self.tried(|| self.parts_of(upload)).boxed()
+    }
+
+    fn list_uploads<'a>(&'a self, bucket: &'a str, prefix: &'a str) -> BoxFuture<'a, Result<Vec<Upload>>> {
+        self.tried(|| self.uploads_of(bucket, prefix)).boxed()
+    }
+
+    fn copy<'a>(&'a self, source: &'a ObjectName, target: &'a ObjectName) -> BoxFuture<'a, Result<Stored>> {
+        self.copy_object(source, target).boxed()
+    }
+
+    fn delete<'a>(&'a self, name: &'a ObjectName) -> BoxFuture<'a, Result<()>> {
+        self.delete_object(name).boxed()
+    }
+
+    fn list<'a>(&'a self, request: &'a ListRequest) -> BoxFuture<'a, Result<ListPage>> {
+        self.tried(|| self.list_page(request)).boxed()
+    }
+
+    fn create_bucket<'a>(&'a self, bucket: &'a str) -> BoxFuture<'a, Result<()>> {
+        self.make_bucket(bucket).boxed()
+    }
+
+    fn head_bucket<'a>(&'a self, bucket: &'a str) -> BoxFuture<'a, Result<()>> {
+        self.tried(|| self.ask_bucket(bucket)).boxed()
+    }
+}

@@ -1,0 +1,138 @@
+//! Writing whole objects, copying and deleting.
+//!
+//! A write carries its CRC32 as a header where the provider checks it; where the answer carries one, it is compared.
+
+use aws_sdk_s3::operation::put_object::builders::PutObjectFluentBuilder;
+use aws_smithy_types::base64;
+use dfstore_proto::ids::ObjectName;
+use dfstore_proto::object::ObjectMeta;
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
+
+use super::S3Backend;
+use super::read::{DIGEST_METADATA, owned};
+use crate::sidecar::backend::body::UploadBody;
+use crate::sidecar::backend::error::{BackendErrorKind, Operation};
+use crate::sidecar::backend::provider::OnlyIfAbsent;
+use crate::sidecar::backend::{BodySource, PutRequest, Result, Stored};
+
+/// OSS's way to write only if there is no such object.
+pub(super) const FORBID_OVERWRITE: &str = "x-oss-forbid-overwrite";
+
+/// What stands for itself in the header that names the source of a copy.
+const COPY_SOURCE: &AsciiSet = &NON_ALPHANUMERIC.remove(b'/').remove(b'-').remove(b'.').remove(b'_').remove(b'~');
+
+impl S3Backend {
+    pub(super) async fn put_object(&self, request: &PutRequest, body: BodySource) -> Result<Stored> {
+        let name = &request.name;
+        self.check_name(Operation::Put, name)?;
+        let body = UploadBody::new(body);
+        let length = body.length_bytes();
+        let Ok(announced) = i64::try_from(length) else {
+            return self.refuse(Operation::Put, name, "the object is too long");
+        };
+        let crc32 = request.crc32.filter(|_| self.profile.sends_checksums).map(crc32_header);
+        let mut asking = self.asking(Operation::Put, name);
+        asking.body = Some(body.progress());
+        let fluent = self
+            .client
+            .put_object()
+            .bucket(&name.bucket)
+            .key(&name.key)
+            .content_length(announced)
+            .set_checksum_crc32(crc32.clone());
+        let fluent = with_attributes(fluent, &request.meta);
+        let if_none_match = request.only_if_absent && self.profile.only_if_absent == OnlyIfAbsent::IfNoneMatch;
+        let forbid_overwrite = request.only_if_absent && !if_none_match;
+        let sent = fluent
+            .set_if_none_match(if_none_match.then(|| "*".to_owned()))
+            .body(body.into_stream())
+            .customize()
+            .mutate_request(move |request| {
+                if forbid_overwrite {
+                    request.headers_mut().insert(FORBID_OVERWRITE, "true");
+                }
+            })
+            .send();
+        let answer = self.ask(asking, sent).await?;
+        self.stats.add_written(length);
+        self.same_crc32(Operation::Put, name, crc32.as_deref(), answer.checksum_crc32())?;
+        Ok(Stored { etag: owned(answer.e_tag()) })
+    }
+
+    /// A checksum in the answer must be the one that was sent.
+    pub(super) fn same_crc32(
+        &self,
+        operation: Operation,
+        name: &ObjectName,
+        sent: Option<&str>,
+        answered: Option<&str>,
+    ) -> Result<()> {
+        match (sent, answered) {
+            (Some(sent), Some(answered)) if sent != answered => {
+                let message = format!("sent CRC32 {sent}, the backend has {answered}");
+                self.counted(operation, name, Err((BackendErrorKind::BadAnswer, message)))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    pub(super) async fn copy_object(&self, source: &ObjectName, target: &ObjectName) -> Result<Stored> {
+        self.check_name(Operation::Copy, source)?;
+        self.check_name(Operation::Copy, target)?;
+        let sent =
+            self.client.copy_object().bucket(&target.bucket).key(&target.key).copy_source(copy_source(source)).send();
+        let answer = self.ask(self.asking(Operation::Copy, source), sent).await?;
+        Ok(Stored { etag: owned(answer.copy_object_result().and_then(|result| result.e_tag())) })
+    }
+
+    pub(super) async fn delete_object(&self, name: &ObjectName) -> Result<()> {
+        self.check_name(Operation::Delete, name)?;
+        let sent = self.client.delete_object().bucket(&name.bucket).key(&name.key).send();
+        match self.ask(self.asking(Operation::Delete, name), sent).await {
+            Err(error) if error.kind == BackendErrorKind::NotFound => Ok(()),
+            result => result.map(drop),
+        }
+    }
+}
+
+fn copy_source(source: &ObjectName) -> String {
+    let key = utf8_percent_encode(&source.key, COPY_SOURCE);
+    format!("{}/{key}", source.bucket)
+}
+
+/// A CRC32 as the header carries it: base64 of its four bytes, most significant first.
+pub(super) fn crc32_header(crc32: u32) -> String {
+    base64::encode(crc32.to_be_bytes())
+}
+
+pub(super) fn text(value: &str) -> Option<String> {
+    Some(value.to_owned()).filter(|value| !value.is_empty())
+}
+
+fn with_attributes(fluent: PutObjectFluentBuilder, meta: &ObjectMeta) -> PutObjectFluentBuilder {
+    let fluent = fluent
+        .set_content_type(text(&meta.content_type))
+        .set_content_encoding(text(&meta.content_encoding))
+        .set_content_disposition(text(&meta.content_disposition))
+        .set_content_language(text(&meta.content_language));
+    match text(&meta.digest) {
+        Some(digest) => fluent.metadata(DIGEST_METADATA, digest),
+        None => fluent,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn copy_source_is_encoded_once() {
+        assert_eq!(copy_source(&ObjectName::new("b", "a b/+%2F?é")), "b/a%20b/%2B%252F%3F%C3%A9");
+    }
+
+    #[test]
+    fn crc32_is_sent_as_s3_writes_it() {
+        // The CRC32 of "123456789" is 0xcbf43926.
+        assert_eq!(crc32_header(crc32fast::hash(b"123456789")), "y/Q5Jg==");
+    }
+}
