@@ -238,7 +238,8 @@ mod tests {
         check("PUT / HTTP/1.1\r\ncontent-length: 5\r\n\r\nab", Body, None);
         check("PUT / HTTP/1.1\r\ncontent-length: 5\r\n\r\nab\ncdGET / HTTP/1.1\r\n\r\n", Request, None);
         check("PUT / HTTP/1.1\r\nContent-Length: 0\r\n\r\n", Request, None);
-        let chunked = "PUT / HTTP/1.1\r\nTransfer-Encoding: Chunked\r\n\r\n3;x=y\r\n\n\n\n\r\n10 \r\n0123456789abcdef\r\n";
+        let chunked =
+            "PUT / HTTP/1.1\r\nTransfer-Encoding: Chunked\r\n\r\n3;x=y\r\n\n\n\n\r\n10 \r\n0123456789abcdef\r\n";
         check(chunked, Body, None);
         check(&format!("{chunked}0\r\nA: b\r\n\r\nGET / HT"), Head, None);
         check(&format!("{chunked}0\r\n\r\n"), Request, None);

@@ -14,10 +14,9 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use futures_util::future::{Either, select};
-use monoio::io::{AsyncReadRent, AsyncReadRentExt, AsyncWriteRent, AsyncWriteRentExt};
+use monoio::io::AsyncReadRent;
 
 use crate::limits::{ACCEPT_BACKLOG, OPENING_READ_BYTES};
-use crate::rt::arena::SlotMut;
 use crate::rt::time::sleep;
 
 /// Pause after a failed accept. Nearly always the process is out of descriptors, and trying again at once would spin.
@@ -184,12 +183,6 @@ impl Connection {
     pub(in crate::rt) fn into_parts(self) -> (monoio::net::TcpStream, Bytes) {
         (self.stream, self.prefix.freeze())
     }
-
-    /// A reading and a writing half, for protocols that do both at once.
-    pub fn split(self) -> (Reader, Writer) {
-        let (read, write) = monoio::io::Splitable::into_split(self.stream);
-        (Reader { stream: read, prefix: self.prefix }, Writer(write))
-    }
 }
 
 impl Handover {
@@ -197,56 +190,6 @@ impl Handover {
     pub fn accept(self) -> io::Result<Connection> {
         let stream = monoio::net::TcpStream::from_std(self.stream)?;
         Ok(Connection { stream, prefix: self.prefix, remote: self.remote })
-    }
-}
-
-/// The reading half of a connection. It replays the prefix before it reads the socket.
-pub struct Reader {
-    stream: monoio::net::tcp::TcpOwnedReadHalf,
-    prefix: BytesMut,
-}
-
-/// The writing half of a connection.
-pub struct Writer(monoio::net::tcp::TcpOwnedWriteHalf);
-
-impl Reader {
-    /// Appends what is there, at most `bytes_max`, to `buffer`; 0 means that the client closed.
-    pub async fn read(&mut self, buffer: &mut BytesMut, bytes_max: usize) -> io::Result<usize> {
-        if !self.prefix.is_empty() {
-            let n = self.prefix.len().min(bytes_max);
-            buffer.extend_from_slice(&self.prefix.split_to(n));
-            return Ok(n);
-        }
-        let (result, chunk) = self.stream.read(BytesMut::with_capacity(bytes_max)).await;
-        let n = result?;
-        buffer.unsplit(chunk);
-        Ok(n)
-    }
-
-    /// Fills `slot[at..at + len]` and sets the slot's length to `at + len`. The client closing first is an error.
-    pub async fn read_exact(&mut self, slot: SlotMut, at: usize, len: usize) -> (io::Result<()>, SlotMut) {
-        let mut slot = slot;
-        slot.set_len(at + len);
-        let n = self.prefix.len().min(len);
-        slot[at..at + n].copy_from_slice(&self.prefix.split_to(n));
-        if n == len {
-            return (Ok(()), slot);
-        }
-        let view = monoio::buf::IoBufMut::slice_mut(slot, at + n..at + len);
-        let (result, view) = self.stream.read_exact(view).await;
-        (result.map(|_| ()), view.into_inner())
-    }
-}
-
-impl Writer {
-    /// Writes all of `bytes`.
-    pub async fn write_all(&mut self, bytes: Bytes) -> io::Result<()> {
-        self.0.write_all(bytes).await.0.map(|_| ())
-    }
-
-    /// Tells the client that nothing more comes.
-    pub async fn shutdown(&mut self) -> io::Result<()> {
-        self.0.shutdown().await
     }
 }
 
@@ -265,6 +208,11 @@ mod tests {
             .build()
             .expect("a runtime")
             .block_on(future)
+    }
+
+    fn stream_of(stream: monoio::net::TcpStream) -> TcpStream {
+        // SAFETY: the descriptor was just released by its only owner and is a TCP socket.
+        unsafe { TcpStream::from_raw_fd(stream.into_raw_fd()) }
     }
 
     /// A connection accepted on this thread, and its client.
@@ -319,11 +267,9 @@ mod tests {
             on_shard(async {
                 let mut connection = handover.accept().expect("taken over");
                 let all = connection.read_until(64, |bytes| (bytes.len() == 11).then(|| bytes.to_vec())).await;
-                let (mut reader, mut writer) = connection.split();
-                let mut replayed = BytesMut::new();
-                reader.read(&mut replayed, 64).await.expect("replayed");
-                assert_eq!(Some(&replayed[..]), all.expect("read").as_deref());
-                writer.write_all(replayed.freeze()).await.expect("echoed");
+                let (stream, prefix) = connection.into_parts();
+                assert_eq!(Some(&prefix[..]), all.expect("read").as_deref());
+                (&stream_of(stream)).write_all(&prefix).expect("echoed");
             });
         });
         elsewhere.join().expect("no panic");
