@@ -35,10 +35,14 @@ pub enum BackendOperation {
     List = 10,
     /// Create a bucket.
     CreateBucket = 11,
+    /// Whether a bucket is there.
+    HeadBucket = 12,
+    /// Which multipart uploads are in progress.
+    ListUploads = 13,
 }
 
 impl BackendOperation {
-    const COUNT: usize = 12;
+    const COUNT: usize = 14;
 
     /// The value of the label `operation`.
     pub fn name(self) -> &'static str {
@@ -55,6 +59,8 @@ impl BackendOperation {
             BackendOperation::Delete => "delete",
             BackendOperation::List => "list",
             BackendOperation::CreateBucket => "create_bucket",
+            BackendOperation::HeadBucket => "head_bucket",
+            BackendOperation::ListUploads => "list_uploads",
         }
     }
 }

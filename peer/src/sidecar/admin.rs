@@ -1,7 +1,7 @@
 //! The admin listener: `/metrics`, `/healthy` and `/readyz` over plain HTTP/1.
 //!
 //! Owns its connections, at most [`ADMIN_CONNECTIONS_MAX`] of them; further ones wait in the listen queue. It calls
-//! nothing but the metrics closure and [`Health`]. A failing connection is dropped; nothing in here stops the peer.
+//! nothing but [`Metrics`] and [`Health`]. A failing connection is dropped; nothing in here stops the peer.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -16,16 +16,15 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 
-use super::MetricsRender;
 use super::health::Health;
 use crate::limits::{ADMIN_CONNECTIONS_MAX, HEAD_TIMEOUT, IDLE_TIMEOUT};
+use crate::metrics::{self, Metrics};
 
-const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 /// Pause after a failed accept (out of descriptors), so that the loop does not spin.
 const ACCEPT_RETRY: Duration = Duration::from_millis(100);
 
 /// Serves until the task is aborted.
-pub(super) async fn serve(listener: std::net::TcpListener, metrics: MetricsRender, health: Health) {
+pub(super) async fn serve(listener: std::net::TcpListener, metrics: Metrics, health: Health) {
     let listener = match TcpListener::from_std(listener) {
         Ok(listener) => listener,
         Err(error) => return tracing::error!(%error, "the admin listener cannot be used"),
@@ -50,7 +49,7 @@ pub(super) async fn serve(listener: std::net::TcpListener, metrics: MetricsRende
     }
 }
 
-async fn serve_connection(stream: TcpStream, metrics: MetricsRender, health: Health) -> hyper::Result<()> {
+async fn serve_connection(stream: TcpStream, metrics: Metrics, health: Health) -> hyper::Result<()> {
     let service = service_fn(move |request| {
         let answer = answer(&request, &metrics, &health);
         async move { Ok::<_, Infallible>(answer) }
@@ -62,12 +61,12 @@ async fn serve_connection(stream: TcpStream, metrics: MetricsRender, health: Hea
         .await
 }
 
-fn answer(request: &Request<Incoming>, metrics: &MetricsRender, health: &Health) -> Response<Full<Bytes>> {
+fn answer(request: &Request<Incoming>, metrics: &Metrics, health: &Health) -> Response<Full<Bytes>> {
     if request.method() != Method::GET && request.method() != Method::HEAD {
         return reply(StatusCode::METHOD_NOT_ALLOWED, "text/plain", "only GET and HEAD\n".into());
     }
     match request.uri().path() {
-        "/metrics" => reply(StatusCode::OK, OPENMETRICS, metrics()),
+        "/metrics" => reply(StatusCode::OK, metrics::CONTENT_TYPE, metrics.encode()),
         "/healthy" => reply(StatusCode::OK, "application/json; charset=utf-8", "\"OK\"".into()),
         "/readyz" => {
             let status = if health.is_ready() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };

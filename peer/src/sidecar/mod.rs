@@ -21,27 +21,26 @@ use futures_util::FutureExt;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
+use crate::config::{BackendOptions, MetricsOptions};
 use crate::limits::{BACKEND_REQUESTS_MAX, SIDECAR_MAILBOX};
+use crate::metrics::Metrics;
 use crate::rt::mailbox::{Receiver, mailbox};
 use backend::handle::Call;
-use backend::{Backend, BackendHandle, BackendOptions, BackendStats};
+use backend::{Backend, BackendHandle, BackendTuning};
 use health::Health;
-
-/// Writes all metrics in the OpenMetrics text format.
-pub type MetricsRender = Arc<dyn Fn() -> String + Send + Sync>;
 
 /// What the sidecar needs to know.
 pub struct SidecarOptions {
     /// Which backend, and how to reach it.
     pub backend: BackendOptions,
-    /// Where `/metrics`, `/healthy` and `/readyz` are served; nowhere when absent.
-    pub admin_listen: Option<SocketAddr>,
-    /// Answers `/metrics`.
-    pub metrics: MetricsRender,
+    /// Times and rates of backend requests.
+    pub tuning: BackendTuning,
+    /// Where `/metrics`, `/healthy` and `/readyz` are served, if anywhere.
+    pub admin: MetricsOptions,
+    /// Counts what the backend client does, and answers `/metrics`.
+    pub metrics: Metrics,
     /// Answers `/healthy` and `/readyz`; other threads change it.
     pub health: Health,
-    /// Counts what the backend client does.
-    pub stats: Arc<BackendStats>,
 }
 
 /// Why the sidecar did not start.
@@ -55,9 +54,6 @@ pub enum SidecarError {
         /// What the system said.
         source: std::io::Error,
     },
-    /// The backend's configuration cannot be used.
-    #[error("objectStorage: {0}")]
-    Backend(String),
     /// The thread or its runtime cannot be made.
     #[error("cannot start the sidecar thread: {0}")]
     Thread(#[from] std::io::Error),
@@ -73,9 +69,8 @@ pub struct Sidecar {
 impl Sidecar {
     /// Starts the thread; the handle is how everybody else reaches the backend.
     pub fn start(options: SidecarOptions) -> Result<(Sidecar, BackendHandle), SidecarError> {
-        let listener = options.admin_listen.map(bind_admin).transpose()?;
+        let listener = options.admin.listen.map(bind_admin).transpose()?;
         let admin_address = listener.as_ref().map(TcpListener::local_addr).transpose()?;
-        options.backend.check().map_err(SidecarError::Backend)?;
         let (sender, calls) = mailbox(SIDECAR_MAILBOX);
         let (stop, stopping) = watch::channel(None);
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
@@ -128,9 +123,10 @@ async fn run(
     calls: Receiver<Call>,
     mut stopping: watch::Receiver<Option<Duration>>,
 ) {
-    let admin = listener.map(|listener| tokio::spawn(admin::serve(listener, options.metrics, options.health.clone())));
+    let admin =
+        listener.map(|listener| tokio::spawn(admin::serve(listener, options.metrics.clone(), options.health.clone())));
     let backend: Arc<dyn Backend> =
-        Arc::new(backend::S3Backend::new(options.backend, options.stats, options.health).await);
+        Arc::new(backend::S3Backend::new(&options.backend, options.tuning, options.metrics, options.health).await);
     let mut working = JoinSet::new();
     loop {
         tokio::select! {

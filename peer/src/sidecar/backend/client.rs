@@ -8,6 +8,9 @@ use std::time::Duration;
 
 use aws_config::BehaviorVersion;
 use aws_config::default_provider::credentials::DefaultCredentialsChain;
+use aws_config::default_provider::region::DefaultRegionChain;
+use aws_config::environment::region::EnvironmentVariableRegionProvider;
+use aws_config::meta::region::ProvideRegion;
 use aws_config::provider_config::ProviderConfig;
 use aws_credential_types::provider::SharedCredentialsProvider;
 use aws_sdk_s3::Client;
@@ -21,17 +24,29 @@ use aws_smithy_http_client::Builder;
 use aws_smithy_http_client::tls::{Provider, rustls_provider::CryptoMode};
 use aws_smithy_runtime_api::client::dns::{DnsFuture, ResolveDns, ResolveDnsError};
 
-use super::options::BackendOptions;
+use super::BackendTuning;
 use super::provider::Profile;
+use crate::config::BackendOptions;
 use crate::limits::BACKEND_REQUESTS_MAX;
 
 /// An idle connection is closed before the servers' usual limits close it under our hands.
 const POOL_IDLE: Duration = Duration::from_secs(15);
 
-pub(super) async fn make(options: &BackendOptions, profile: &Profile) -> Client {
+/// The region: as configured, or from the SDK's default chain. The metadata service is asked only where AWS's own
+/// endpoint depends on it.
+pub(super) async fn region(options: &BackendOptions) -> String {
+    let found = match (&options.region, &options.endpoint) {
+        (Some(region), _) => return region.clone(),
+        (None, None) => DefaultRegionChain::builder().build().region().await,
+        (None, Some(_)) => EnvironmentVariableRegionProvider::new().region().await,
+    };
+    found.map(|region| region.to_string()).unwrap_or_default()
+}
+
+pub(super) async fn make(options: &BackendOptions, profile: &Profile, tuning: &BackendTuning) -> Client {
     let http = http_client();
     let region = Region::new(profile.region.clone());
-    let timeouts = TimeoutConfig::builder().connect_timeout(options.tuning.connect_timeout).build();
+    let timeouts = TimeoutConfig::builder().connect_timeout(tuning.connect_timeout).build();
     let mut config = aws_sdk_s3::Config::builder()
         .behavior_version(BehaviorVersion::latest())
         .credentials_provider(credentials(options, &http, region.clone()).await)
@@ -58,18 +73,13 @@ fn http_client() -> SharedHttpClient {
 /// The configured keys, or the default chain: environment, profile files, web identity, metadata services. The chain
 /// is asked at the first request and gives up on an absent metadata service after about a second.
 async fn credentials(options: &BackendOptions, http: &SharedHttpClient, region: Region) -> SharedCredentialsProvider {
-    if options.access_key.is_empty() {
+    let Some(keys) = &options.credentials else {
         let environment = ProviderConfig::without_region().with_http_client(http.clone()).with_region(Some(region));
         return SharedCredentialsProvider::new(DefaultCredentialsChain::builder().configure(environment).build().await);
-    }
-    let token = Some(options.session_token.clone()).filter(|token| !token.is_empty());
-    SharedCredentialsProvider::new(Credentials::new(
-        &options.access_key,
-        &options.secret_key,
-        token,
-        None,
-        "configuration",
-    ))
+    };
+    let token = keys.session_token.as_ref().map(|token| token.expose().to_owned());
+    let (access_key, secret_key) = (keys.access_key.expose(), keys.secret_key.expose());
+    SharedCredentialsProvider::new(Credentials::new(access_key, secret_key, token, None, "configuration"))
 }
 
 /// The system's resolver, except that `localhost` and everything below it is this machine, as RFC 6761 asks; not every

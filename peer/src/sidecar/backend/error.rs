@@ -6,79 +6,7 @@
 use std::fmt;
 use std::time::Duration;
 
-/// What was asked of the backend.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[repr(u8)]
-pub enum Operation {
-    /// Attributes of an object.
-    Head,
-    /// A range of an object.
-    Get,
-    /// A whole object.
-    Put,
-    /// Start of a multipart upload.
-    CreateUpload,
-    /// One part.
-    PutPart,
-    /// End of a multipart upload.
-    CompleteUpload,
-    /// Dropping a multipart upload.
-    AbortUpload,
-    /// Parts of an upload.
-    ListParts,
-    /// Uploads of a bucket.
-    ListUploads,
-    /// Copy within the backend.
-    Copy,
-    /// Deletion of an object.
-    Delete,
-    /// One page of a bucket.
-    List,
-    /// Making a bucket.
-    CreateBucket,
-    /// Asking for a bucket.
-    HeadBucket,
-}
-
-impl Operation {
-    /// All operations, in the order of their numbers.
-    pub const ALL: [Operation; 14] = [
-        Operation::Head,
-        Operation::Get,
-        Operation::Put,
-        Operation::CreateUpload,
-        Operation::PutPart,
-        Operation::CompleteUpload,
-        Operation::AbortUpload,
-        Operation::ListParts,
-        Operation::ListUploads,
-        Operation::Copy,
-        Operation::Delete,
-        Operation::List,
-        Operation::CreateBucket,
-        Operation::HeadBucket,
-    ];
-
-    /// The name used in metrics and messages.
-    pub fn name(self) -> &'static str {
-        match self {
-            Operation::Head => "head",
-            Operation::Get => "get",
-            Operation::Put => "put",
-            Operation::CreateUpload => "create_upload",
-            Operation::PutPart => "put_part",
-            Operation::CompleteUpload => "complete_upload",
-            Operation::AbortUpload => "abort_upload",
-            Operation::ListParts => "list_parts",
-            Operation::ListUploads => "list_uploads",
-            Operation::Copy => "copy",
-            Operation::Delete => "delete",
-            Operation::List => "list",
-            Operation::CreateBucket => "create_bucket",
-            Operation::HeadBucket => "head_bucket",
-        }
-    }
-}
+use crate::metrics::{BackendOperation, BackendOutcome};
 
 /// What went wrong.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -119,7 +47,10 @@ pub enum BackendErrorKind {
         /// How long the backend wants to be left alone, if it said so.
         retry_after: Option<Duration>,
     },
-    /// No connection, or the backend answered with a server error.
+    /// No connection, or it broke.
+    #[error("unreachable")]
+    Unreachable,
+    /// The backend answered with a server error.
     #[error("unavailable")]
     Unavailable,
     /// No answer, or too slow a body.
@@ -134,24 +65,23 @@ pub enum BackendErrorKind {
 }
 
 impl BackendErrorKind {
-    /// The name used in metrics.
-    pub fn name(self) -> &'static str {
+    /// How this is counted.
+    pub fn outcome(self) -> BackendOutcome {
         match self {
-            BackendErrorKind::NotFound => "not_found",
-            BackendErrorKind::NoSuchBucket => "no_such_bucket",
-            BackendErrorKind::NoSuchUpload => "no_such_upload",
-            BackendErrorKind::AccessDenied => "access_denied",
-            BackendErrorKind::ClockSkew => "clock_skew",
-            BackendErrorKind::InvalidArgument => "invalid_argument",
-            BackendErrorKind::PreconditionFailed => "precondition_failed",
-            BackendErrorKind::VersionChanged => "version_changed",
-            BackendErrorKind::RangeNotSatisfiable => "range_not_satisfiable",
-            BackendErrorKind::BucketExists => "bucket_exists",
-            BackendErrorKind::SlowDown { .. } => "slow_down",
-            BackendErrorKind::Unavailable => "unavailable",
-            BackendErrorKind::Timeout => "timeout",
-            BackendErrorKind::BadAnswer => "bad_answer",
-            BackendErrorKind::Internal => "internal",
+            BackendErrorKind::NotFound | BackendErrorKind::NoSuchBucket | BackendErrorKind::NoSuchUpload => {
+                BackendOutcome::NotFound
+            }
+            BackendErrorKind::AccessDenied | BackendErrorKind::ClockSkew => BackendOutcome::Denied,
+            BackendErrorKind::PreconditionFailed | BackendErrorKind::VersionChanged => BackendOutcome::Precondition,
+            BackendErrorKind::SlowDown { .. } => BackendOutcome::Throttled,
+            BackendErrorKind::Unreachable => BackendOutcome::Network,
+            BackendErrorKind::Unavailable => BackendOutcome::ServerError,
+            BackendErrorKind::Timeout => BackendOutcome::Timeout,
+            BackendErrorKind::BadAnswer => BackendOutcome::Corrupt,
+            BackendErrorKind::InvalidArgument
+            | BackendErrorKind::RangeNotSatisfiable
+            | BackendErrorKind::BucketExists
+            | BackendErrorKind::Internal => BackendOutcome::Other,
         }
     }
 
@@ -162,9 +92,21 @@ impl BackendErrorKind {
             self,
             BackendErrorKind::ClockSkew
                 | BackendErrorKind::SlowDown { .. }
+                | BackendErrorKind::Unreachable
                 | BackendErrorKind::Unavailable
                 | BackendErrorKind::Timeout
                 | BackendErrorKind::BadAnswer
+        )
+    }
+
+    /// Whether the backend could not be asked at all, so that what is cached is the best there is.
+    pub fn is_outage(self) -> bool {
+        matches!(
+            self,
+            BackendErrorKind::Unreachable
+                | BackendErrorKind::Unavailable
+                | BackendErrorKind::Timeout
+                | BackendErrorKind::SlowDown { .. }
         )
     }
 }
@@ -175,7 +117,7 @@ pub struct BackendError {
     /// What went wrong.
     pub kind: BackendErrorKind,
     /// What was asked.
-    pub operation: Operation,
+    pub operation: BackendOperation,
     /// The object (`dfs://bucket/key`) or bucket it was asked of.
     pub target: String,
     /// What the backend or the network said. May be empty.
@@ -186,6 +128,11 @@ impl BackendError {
     /// Whether the same request may succeed later.
     pub fn is_retryable(&self) -> bool {
         self.kind.is_retryable()
+    }
+
+    /// Whether the backend could not be asked at all.
+    pub fn is_outage(&self) -> bool {
+        self.kind.is_outage()
     }
 }
 

@@ -5,18 +5,22 @@
 
 use std::time::{Duration, SystemTime};
 
+use crate::metrics::BackendOperation;
 use aws_sdk_s3::config::http::HttpResponse;
 use aws_sdk_s3::error::{ProvideErrorMetadata, SdkError};
 
-use super::error::{BackendErrorKind, Operation};
+use super::error::BackendErrorKind;
 
 /// S3 refuses signatures that are this much off.
 const CLOCK_SKEW_MAX: Duration = Duration::from_secs(15 * 60);
 /// Most characters of a message that are kept.
 const MESSAGE_CHARS_MAX: usize = 300;
 
+/// Why a request failed, and what was said about it.
+pub(super) type Refusal = (BackendErrorKind, String);
+
 /// The kind and the message of a failed request.
-pub(super) fn classify<E>(operation: Operation, error: &SdkError<E, HttpResponse>) -> (BackendErrorKind, String)
+pub(super) fn classify<E>(operation: BackendOperation, error: &SdkError<E, HttpResponse>) -> Refusal
 where
     E: ProvideErrorMetadata + std::error::Error + 'static,
 {
@@ -40,7 +44,7 @@ where
         SdkError::TimeoutError(_) => (BackendErrorKind::Timeout, "no answer".to_owned()),
         SdkError::DispatchFailure(failure) if failure.is_timeout() => (BackendErrorKind::Timeout, brief(&chain(error))),
         SdkError::DispatchFailure(failure) if failure.is_user() => (BackendErrorKind::Internal, brief(&chain(error))),
-        SdkError::DispatchFailure(_) => (BackendErrorKind::Unavailable, brief(&chain(error))),
+        SdkError::DispatchFailure(_) => (BackendErrorKind::Unreachable, brief(&chain(error))),
         SdkError::ConstructionFailure(_) => {
             let text = chain(error);
             // Credentials are found while the request is being made.
@@ -90,14 +94,15 @@ fn of_code(code: &str) -> Option<BackendErrorKind> {
     })
 }
 
-fn of_status(operation: Operation, status: u16) -> Option<BackendErrorKind> {
-    let bucket = matches!(operation, Operation::HeadBucket | Operation::List | Operation::ListUploads);
+fn of_status(operation: BackendOperation, status: u16) -> Option<BackendErrorKind> {
+    let bucket =
+        matches!(operation, BackendOperation::HeadBucket | BackendOperation::List | BackendOperation::ListUploads);
     Some(match status {
         404 if bucket => BackendErrorKind::NoSuchBucket,
         404 => BackendErrorKind::NotFound,
         401 | 403 => BackendErrorKind::AccessDenied,
         408 => BackendErrorKind::Timeout,
-        409 if operation == Operation::CreateBucket => BackendErrorKind::BucketExists,
+        409 if operation == BackendOperation::CreateBucket => BackendErrorKind::BucketExists,
         409 => BackendErrorKind::Unavailable,
         412 => BackendErrorKind::PreconditionFailed,
         416 => BackendErrorKind::RangeNotSatisfiable,

@@ -8,10 +8,11 @@ use std::sync::Arc;
 use dfstore_proto::ids::ObjectName;
 use dfstore_proto::object::ObjectMeta;
 
-use super::error::{BackendError, BackendErrorKind, Operation};
+use super::error::{BackendError, BackendErrorKind};
 use super::{
     Backend, BodySource, Fetched, GetRequest, ListPage, ListRequest, PutRequest, Result, Stored, Upload, UploadedPart,
 };
+use crate::metrics::BackendOperation;
 use crate::rt::arena::SlotMut;
 use crate::rt::mailbox::{Sender, oneshot};
 
@@ -89,32 +90,32 @@ impl BackendHandle {
     /// Attributes of an object.
     pub async fn head(&self, name: ObjectName) -> Result<ObjectMeta> {
         let target = name.to_string();
-        self.call(Operation::Head, target, |reply| Call::Head(name, reply)).await
+        self.call(BackendOperation::Head, target, |reply| Call::Head(name, reply)).await
     }
 
     /// Reads a range into `slot`. See [`GetRequest`].
     pub async fn get(&self, request: GetRequest, slot: SlotMut) -> Result<Fetched> {
         let target = request.name.to_string();
-        self.call(Operation::Get, target, |reply| Call::Get(request, slot, reply)).await
+        self.call(BackendOperation::Get, target, |reply| Call::Get(request, slot, reply)).await
     }
 
     /// Writes an object in one request.
     pub async fn put(&self, request: PutRequest, body: BodySource) -> Result<Stored> {
         let target = request.name.to_string();
-        self.call(Operation::Put, target, |reply| Call::Put(request, body, reply)).await
+        self.call(BackendOperation::Put, target, |reply| Call::Put(request, body, reply)).await
     }
 
     /// Starts a multipart upload.
     pub async fn create_upload(&self, request: PutRequest) -> Result<Upload> {
         let target = request.name.to_string();
-        self.call(Operation::CreateUpload, target, |reply| Call::CreateUpload(request, reply)).await
+        self.call(BackendOperation::CreateUpload, target, |reply| Call::CreateUpload(request, reply)).await
     }
 
     /// Writes one part; a part written again replaces the earlier one.
     pub async fn put_part(&self, upload: Upload, number: u32, crc32: u32, body: BodySource) -> Result<UploadedPart> {
         let target = upload.name.to_string();
         let make = |reply| Call::PutPart { upload, number, crc32, body, reply };
-        self.call(Operation::PutPart, target, make).await
+        self.call(BackendOperation::UploadPart, target, make).await
     }
 
     /// Makes the object of all `parts`, which are in order. `request` is the one the upload was started with.
@@ -126,58 +127,63 @@ impl BackendHandle {
     ) -> Result<Stored> {
         let target = upload.name.to_string();
         let make = |reply| Call::CompleteUpload { upload, request, parts, reply };
-        self.call(Operation::CompleteUpload, target, make).await
+        self.call(BackendOperation::CompleteUpload, target, make).await
     }
 
     /// Drops an upload and its parts.
     pub async fn abort_upload(&self, upload: Upload) -> Result<()> {
         let target = upload.name.to_string();
-        self.call(Operation::AbortUpload, target, |reply| Call::AbortUpload(upload, reply)).await
+        self.call(BackendOperation::AbortUpload, target, |reply| Call::AbortUpload(upload, reply)).await
     }
 
     /// The parts that the backend has of an upload, in order.
     pub async fn list_parts(&self, upload: Upload) -> Result<Vec<UploadedPart>> {
         let target = upload.name.to_string();
-        self.call(Operation::ListParts, target, |reply| Call::ListParts(upload, reply)).await
+        self.call(BackendOperation::ListParts, target, |reply| Call::ListParts(upload, reply)).await
     }
 
     /// Uploads in progress of keys that start with `prefix`.
     pub async fn list_uploads(&self, bucket: String, prefix: String) -> Result<Vec<Upload>> {
         let target = bucket.clone();
-        self.call(Operation::ListUploads, target, |reply| Call::ListUploads { bucket, prefix, reply }).await
+        self.call(BackendOperation::ListUploads, target, |reply| Call::ListUploads { bucket, prefix, reply }).await
     }
 
     /// Copies an object within the backend.
     pub async fn copy(&self, source: ObjectName, target: ObjectName) -> Result<Stored> {
         let named = format!("{source} to {target}");
-        self.call(Operation::Copy, named, |reply| Call::Copy { source, target, reply }).await
+        self.call(BackendOperation::Copy, named, |reply| Call::Copy { source, target, reply }).await
     }
 
     /// Deletes an object. One that is not there is deleted.
     pub async fn delete(&self, name: ObjectName) -> Result<()> {
         let target = name.to_string();
-        self.call(Operation::Delete, target, |reply| Call::Delete(name, reply)).await
+        self.call(BackendOperation::Delete, target, |reply| Call::Delete(name, reply)).await
     }
 
     /// One page of a bucket.
     pub async fn list(&self, request: ListRequest) -> Result<ListPage> {
         let target = request.bucket.clone();
-        self.call(Operation::List, target, |reply| Call::List(request, reply)).await
+        self.call(BackendOperation::List, target, |reply| Call::List(request, reply)).await
     }
 
     /// Makes a bucket.
     pub async fn create_bucket(&self, bucket: String) -> Result<()> {
         let target = bucket.clone();
-        self.call(Operation::CreateBucket, target, |reply| Call::CreateBucket(bucket, reply)).await
+        self.call(BackendOperation::CreateBucket, target, |reply| Call::CreateBucket(bucket, reply)).await
     }
 
     /// Asks whether a bucket is there and may be used.
     pub async fn head_bucket(&self, bucket: String) -> Result<()> {
         let target = bucket.clone();
-        self.call(Operation::HeadBucket, target, |reply| Call::HeadBucket(bucket, reply)).await
+        self.call(BackendOperation::HeadBucket, target, |reply| Call::HeadBucket(bucket, reply)).await
     }
 
-    async fn call<T>(&self, operation: Operation, target: String, make: impl FnOnce(Reply<T>) -> Call) -> Result<T> {
+    async fn call<T>(
+        &self,
+        operation: BackendOperation,
+        target: String,
+        make: impl FnOnce(Reply<T>) -> Call,
+    ) -> Result<T> {
         match self.0.call(make).await {
             Ok(result) => result,
             Err(closed) => {

@@ -11,10 +11,9 @@ mod client;
 pub mod error;
 mod failure;
 pub mod handle;
-pub mod options;
 pub mod provider;
 mod s3;
-pub mod stats;
+pub mod tuning;
 
 use std::ops::Range;
 
@@ -25,11 +24,10 @@ use futures_util::future::BoxFuture;
 use crate::rt::arena::{Slot, SlotMut};
 use crate::rt::mailbox::Receiver;
 
-pub use error::{BackendError, BackendErrorKind, Operation};
+pub use error::{BackendError, BackendErrorKind};
 pub use handle::BackendHandle;
-pub use options::{BackendOptions, BackendTuning, ProviderName};
 pub use s3::S3Backend;
-pub use stats::BackendStats;
+pub use tuning::BackendTuning;
 
 /// What a backend operation answers.
 pub type Result<T> = std::result::Result<T, BackendError>;

@@ -3,7 +3,7 @@
 //! Pure: a [`Profile`] is made from the options and nothing else. The client asks the profile and never the provider's
 //! name, so that another provider is another row here. Sources: AWS's and Alibaba Cloud's API references.
 
-use super::options::{BackendOptions, ProviderName};
+use crate::config::{BackendOptions, Provider};
 
 /// One provider's dialect.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -34,11 +34,11 @@ pub enum OnlyIfAbsent {
 }
 
 impl Profile {
-    /// The dialect that these options ask for.
-    pub fn of(options: &BackendOptions) -> Profile {
-        match options.name {
-            ProviderName::S3 => s3(options),
-            ProviderName::Oss => oss(options),
+    /// The dialect that these options ask for, in this region (empty where unknown).
+    pub fn of(options: &BackendOptions, region: &str) -> Profile {
+        match options.provider {
+            Provider::S3 => s3(options, region),
+            Provider::Oss => oss(options, region),
         }
     }
 
@@ -55,10 +55,10 @@ impl Profile {
     }
 }
 
-fn s3(options: &BackendOptions) -> Profile {
-    let endpoint_url = endpoint_url(options);
+fn s3(options: &BackendOptions, region: &str) -> Profile {
+    let endpoint_url = given(options).map(with_scheme);
     let is_aws = endpoint_url.as_deref().is_none_or(|url| host(url).ends_with(".amazonaws.com"));
-    let region = or_default(&options.region, "us-east-1");
+    let region = or_default(region, "us-east-1");
     Profile {
         location_constraint: Some(region.clone()).filter(|region| region != "us-east-1"),
         region,
@@ -70,11 +70,15 @@ fn s3(options: &BackendOptions) -> Profile {
     }
 }
 
-fn oss(options: &BackendOptions) -> Profile {
-    let region = options.region.trim_start_matches("oss-");
+fn oss(options: &BackendOptions, region: &str) -> Profile {
+    let region = or_default(region.trim_start_matches("oss-"), "cn-hangzhou");
+    let endpoint_url = match given(options) {
+        Some(endpoint) => s3_compatible_oss(&with_scheme(endpoint)),
+        None => format!("https://s3.oss-{region}.aliyuncs.com"),
+    };
     Profile {
-        region: or_default(region, "cn-hangzhou"),
-        endpoint_url: endpoint_url(options),
+        region,
+        endpoint_url: Some(endpoint_url),
         path_style: false,
         sends_checksums: false,
         checks_whole_object: false,
@@ -84,18 +88,9 @@ fn oss(options: &BackendOptions) -> Profile {
     }
 }
 
-/// The URL of the endpoint that these options mean.
-pub(super) fn endpoint_url(options: &BackendOptions) -> Option<String> {
-    let given = options.endpoint.trim().trim_end_matches('/');
-    match options.name {
-        ProviderName::S3 if given.is_empty() => None,
-        ProviderName::S3 => Some(with_scheme(given)),
-        ProviderName::Oss if given.is_empty() => {
-            let region = options.region.trim_start_matches("oss-");
-            Some(format!("https://s3.oss-{region}.aliyuncs.com"))
-        }
-        ProviderName::Oss => Some(s3_compatible_oss(&with_scheme(given))),
-    }
+fn given(options: &BackendOptions) -> Option<&str> {
+    let endpoint = options.endpoint.as_deref()?.trim().trim_end_matches('/');
+    Some(endpoint).filter(|endpoint| !endpoint.is_empty())
 }
 
 /// OSS speaks S3 under another name than its own API: `oss-REGION` becomes `s3.oss-REGION`. Other hosts (a private
@@ -124,25 +119,17 @@ fn or_default(value: &str, default: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::super::options::BackendTuning;
     use super::*;
 
-    fn options(name: ProviderName, region: &str, endpoint: &str) -> BackendOptions {
-        BackendOptions {
-            name,
-            region: region.into(),
-            endpoint: endpoint.into(),
-            access_key: "key".into(),
-            secret_key: "secret".into(),
-            session_token: String::new(),
-            path_style: true,
-            tuning: BackendTuning::default(),
-        }
+    fn profile(provider: Provider, region: &str, endpoint: &str) -> Profile {
+        let endpoint = Some(endpoint.to_owned());
+        let options = BackendOptions { provider, region: None, endpoint, credentials: None, path_style: true };
+        Profile::of(&options, region)
     }
 
     #[test]
     fn oss_endpoints_are_rewritten_to_the_s3_compatible_ones() {
-        let url = |region, endpoint| Profile::of(&options(ProviderName::Oss, region, endpoint)).endpoint_url;
+        let url = |region, endpoint| profile(Provider::Oss, region, endpoint).endpoint_url;
         let expected = Some("https://s3.oss-cn-beijing.aliyuncs.com".to_owned());
         assert_eq!(url("cn-beijing", ""), expected);
         assert_eq!(url("oss-cn-beijing", ""), expected);
@@ -156,7 +143,7 @@ mod tests {
 
     #[test]
     fn oss_never_uses_paths_or_checksums() {
-        let profile = Profile::of(&options(ProviderName::Oss, "cn-beijing", ""));
+        let profile = profile(Provider::Oss, "cn-beijing", "");
         assert!(!profile.path_style && !profile.sends_checksums);
         assert_eq!(profile.only_if_absent, OnlyIfAbsent::ForbidOverwrite);
         assert!(profile.check_bucket("a-1").is_ok());
@@ -165,7 +152,7 @@ mod tests {
 
     #[test]
     fn only_aws_checks_whole_objects() {
-        let checks = |endpoint| Profile::of(&options(ProviderName::S3, "", endpoint)).checks_whole_object;
+        let checks = |endpoint| profile(Provider::S3, "", endpoint).checks_whole_object;
         assert!(checks(""));
         assert!(checks("https://s3.eu-west-1.amazonaws.com"));
         assert!(!checks("http://127.0.0.1:8333"));
@@ -174,8 +161,8 @@ mod tests {
 
     #[test]
     fn buckets_outside_the_default_region_name_it() {
-        assert_eq!(Profile::of(&options(ProviderName::S3, "", "")).location_constraint, None);
-        let profile = Profile::of(&options(ProviderName::S3, "eu-west-1", ""));
+        assert_eq!(profile(Provider::S3, "", "").location_constraint, None);
+        let profile = profile(Provider::S3, "eu-west-1", "");
         assert_eq!(profile.location_constraint, Some("eu-west-1".into()));
     }
 }

@@ -16,13 +16,14 @@ use super::S3Backend;
 use super::read::{milliseconds, non_negative, owned};
 use super::write::text;
 use crate::limits::LIST_LIMIT_MAX;
-use crate::sidecar::backend::error::{BackendErrorKind, Operation};
+use crate::metrics::BackendOperation;
+use crate::sidecar::backend::error::BackendErrorKind;
 use crate::sidecar::backend::{ListEntry, ListPage, ListRequest, Result};
 
 impl S3Backend {
     pub(super) async fn list_page(&self, request: &ListRequest) -> Result<ListPage> {
         let ListRequest { bucket, limit, .. } = request;
-        self.check_bucket(Operation::List, bucket)?;
+        self.check_bucket(BackendOperation::List, bucket)?;
         assert!((1..=LIST_LIMIT_MAX).contains(limit), "a page of {limit} entries");
         let sent = self
             .client
@@ -34,28 +35,29 @@ impl S3Backend {
             .encoding_type(EncodingType::Url)
             .max_keys(i32::try_from(*limit).expect("bounded above"))
             .send();
-        let answer = self.ask(self.asking(Operation::List, bucket), sent).await?;
-        let page = page_of(&answer, &request.marker);
-        if page.truncated && page.next_marker <= request.marker {
-            let message = "the listing does not move on".to_owned();
-            return self.counted(Operation::List, bucket, Err((BackendErrorKind::BadAnswer, message)));
-        }
-        Ok(page)
+        let attempt = self.attempt(BackendOperation::List, bucket);
+        let answer = attempt.answer(sent, None).await;
+        attempt.end(answer.map(|answer| page_of(&answer, &request.marker)).and_then(|page| {
+            if page.truncated && page.next_marker <= request.marker {
+                return Err((BackendErrorKind::BadAnswer, "the listing does not move on".to_owned()));
+            }
+            Ok(page)
+        }))
     }
 
     pub(super) async fn make_bucket(&self, bucket: &str) -> Result<()> {
-        self.check_bucket(Operation::CreateBucket, bucket)?;
+        self.check_bucket(BackendOperation::CreateBucket, bucket)?;
         let configuration = self.profile.location_constraint.as_deref().map(|region| {
             CreateBucketConfiguration::builder().location_constraint(BucketLocationConstraint::from(region)).build()
         });
         let sent = self.client.create_bucket().bucket(bucket).set_create_bucket_configuration(configuration).send();
-        self.ask(self.asking(Operation::CreateBucket, &bucket), sent).await.map(drop)
+        self.ask(BackendOperation::CreateBucket, &bucket, sent).await.map(drop)
     }
 
     pub(super) async fn ask_bucket(&self, bucket: &str) -> Result<()> {
-        self.check_bucket(Operation::HeadBucket, bucket)?;
+        self.check_bucket(BackendOperation::HeadBucket, bucket)?;
         let sent = self.client.head_bucket().bucket(bucket).send();
-        self.ask(self.asking(Operation::HeadBucket, &bucket), sent).await.map(drop)
+        self.ask(BackendOperation::HeadBucket, &bucket, sent).await.map(drop)
     }
 }
 

@@ -1,8 +1,8 @@
 //! The backend on aws-sdk-s3.
 //!
 //! Owns the SDK's client and the provider's [`Profile`]. One file for each kind of request: [`read`], [`write`],
-//! [`upload`] (multipart), [`bucket`]. In here every request goes through [`S3Backend::ask`], which watches its time,
-//! translates its failure, counts it and tells [`Health`] whether the backend answers.
+//! [`upload`] (multipart), [`bucket`]. Every request is an [`Attempt`], which watches its time, translates its failure,
+//! counts it and tells [`Health`] whether the backend answers.
 
 mod bucket;
 mod read;
@@ -11,7 +11,7 @@ mod write;
 
 use std::fmt::Display;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use aws_sdk_s3::Client;
 use aws_sdk_s3::config::http::HttpResponse;
@@ -21,14 +21,15 @@ use dfstore_proto::object::ObjectMeta;
 use futures_util::future::{BoxFuture, FutureExt};
 
 use super::body::{Progress, TimedOut, watched};
-use super::error::{BackendError, BackendErrorKind, Operation};
-use super::failure::classify;
-use super::options::{BackendOptions, BackendTuning};
+use super::error::{BackendError, BackendErrorKind};
+use super::failure::{Refusal, classify};
 use super::provider::Profile;
-use super::stats::BackendStats;
+use super::tuning::BackendTuning;
 use super::{
     Backend, BodySource, GetRequest, ListPage, ListRequest, PutRequest, Result, Stored, Upload, UploadedPart, client,
 };
+use crate::config::BackendOptions;
+use crate::metrics::{BackendOperation, BackendOutcome, Metrics};
 use crate::rt::arena::SlotMut;
 use crate::sidecar::health::Health;
 
@@ -37,69 +38,56 @@ pub struct S3Backend {
     client: Client,
     profile: Profile,
     tuning: BackendTuning,
-    stats: Arc<BackendStats>,
+    metrics: Metrics,
     health: Health,
 }
 
-/// One request on its way: what it is, and what bounds its time.
-struct Asking<'a> {
-    operation: Operation,
+/// One request on its way, from its first byte to the check of its answer. When it is dropped without an end, because
+/// whoever asked has gone, it is counted too.
+struct Attempt<'a> {
+    backend: &'a S3Backend,
+    operation: BackendOperation,
     target: &'a (dyn Display + Sync),
-    body: Option<Arc<Progress>>,
-    answer_timeout: Duration,
+    started: Instant,
+    outcome: BackendOutcome,
 }
 
 impl S3Backend {
     /// Makes the client. Asks nobody yet.
-    pub async fn new(options: BackendOptions, stats: Arc<BackendStats>, health: Health) -> S3Backend {
-        let profile = Profile::of(&options);
-        let client = client::make(&options, &profile).await;
-        S3Backend { client, profile, tuning: options.tuning, stats, health }
+    pub async fn new(options: &BackendOptions, tuning: BackendTuning, metrics: Metrics, health: Health) -> S3Backend {
+        let region = client::region(options).await;
+        let profile = Profile::of(options, &region);
+        let client = client::make(options, &profile, &tuning).await;
+        S3Backend { client, profile, tuning, metrics, health }
     }
 
-    fn asking<'a>(&self, operation: Operation, target: &'a (dyn Display + Sync)) -> Asking<'a> {
-        let slow = matches!(operation, Operation::CompleteUpload | Operation::Copy);
-        let answer_timeout = if slow { self.tuning.server_work_timeout } else { self.tuning.first_byte_timeout };
-        Asking { operation, target, body: None, answer_timeout }
+    fn attempt<'a>(&'a self, operation: BackendOperation, target: &'a (dyn Display + Sync)) -> Attempt<'a> {
+        self.metrics.backend_started();
+        Attempt { backend: self, operation, target, started: Instant::now(), outcome: BackendOutcome::Other }
     }
 
+    /// A request without a body whose answer needs no further check.
     async fn ask<T, E>(
         &self,
-        asking: Asking<'_>,
+        operation: BackendOperation,
+        target: &(dyn Display + Sync),
         request: impl Future<Output = std::result::Result<T, SdkError<E, HttpResponse>>> + Send,
     ) -> Result<T>
     where
         E: ProvideErrorMetadata + std::error::Error + 'static,
     {
-        let body = asking.body.clone();
-        let result = match watched(request, body, &self.tuning, asking.answer_timeout).await {
-            Ok(Ok(answer)) => Ok(answer),
-            Ok(Err(error)) => Err(classify(asking.operation, &error)),
-            Err(TimedOut(what)) => Err((BackendErrorKind::Timeout, what.to_owned())),
-        };
-        self.counted(asking.operation, asking.target, result)
-    }
-
-    fn counted<T>(
-        &self,
-        operation: Operation,
-        target: &(dyn Display + Sync),
-        result: std::result::Result<T, (BackendErrorKind, String)>,
-    ) -> Result<T> {
-        let failure = result.as_ref().err().map(|(kind, _)| *kind);
-        self.stats.count(operation, failure);
-        let silent = matches!(failure, Some(BackendErrorKind::Unavailable | BackendErrorKind::Timeout));
-        self.health.set_backend_reachable(!silent);
-        result.map_err(|(kind, message)| BackendError { kind, operation, target: target.to_string(), message })
+        let attempt = self.attempt(operation, target);
+        let answer = attempt.answer(request, None).await;
+        attempt.end(answer)
     }
 
     /// Fails before anything is sent.
-    fn refuse<T>(&self, operation: Operation, target: impl Display, message: &str) -> Result<T> {
+    fn refuse<T>(&self, operation: BackendOperation, target: impl Display, message: &str) -> Result<T> {
         let kind = BackendErrorKind::InvalidArgument;
         Err(BackendError { kind, operation, target: target.to_string(), message: message.to_owned() })
     }
 
-    fn check_name(&self, operation: Operation, name: &ObjectName) -> Result<()> {
+    fn check_name(&self, operation: BackendOperation, name: &ObjectName) -> Result<()> {
         if let Err(message) = self.profile.check_bucket(&name.bucket) {
             return self.refuse(operation, name, message);
         }
@@ -109,7 +97,7 @@ impl S3Backend {
         Ok(())
     }
 
-    fn check_bucket(&self, operation: Operation, bucket: &str) -> Result<()> {
+    fn check_bucket(&self, operation: BackendOperation, bucket: &str) -> Result<()> {
         self.profile.check_bucket(bucket).or_else(|message| self.refuse(operation, bucket, message))
     }
 
@@ -121,19 +109,63 @@ impl S3Backend {
         let mut pause = self.tuning.read_retry_pause;
         for _ in 1..self.tuning.read_attempts {
             match attempt().await {
-                Err(error) if passes_soon(error.kind) => tokio::time::sleep(pause).await,
+                Err(error) if passes_soon(error.kind) => self.pause_before_retry(&mut pause).await,
                 result => return result,
             }
-            pause *= 2;
         }
         attempt().await
+    }
+
+    async fn pause_before_retry(&self, pause: &mut Duration) {
+        self.metrics.backend_retried();
+        tokio::time::sleep(*pause).await;
+        *pause *= 2;
+    }
+}
+
+impl Attempt<'_> {
+    /// Waits for the answer's head, or all of it if it has no body to stream, as long as it may take.
+    async fn answer<T, E>(
+        &self,
+        request: impl Future<Output = std::result::Result<T, SdkError<E, HttpResponse>>> + Send,
+        body: Option<Arc<Progress>>,
+    ) -> std::result::Result<T, Refusal>
+    where
+        E: ProvideErrorMetadata + std::error::Error + 'static,
+    {
+        let tuning = &self.backend.tuning;
+        let slow = matches!(self.operation, BackendOperation::CompleteUpload | BackendOperation::Copy);
+        let timeout = if slow { tuning.server_work_timeout } else { tuning.first_byte_timeout };
+        match watched(request, body, tuning, timeout).await {
+            Ok(answer) => answer.map_err(|error| classify(self.operation, &error)),
+            Err(TimedOut(what)) => Err((BackendErrorKind::Timeout, what.to_owned())),
+        }
+    }
+
+    fn end<T>(mut self, result: std::result::Result<T, Refusal>) -> Result<T> {
+        let failure = result.as_ref().err().map(|(kind, _)| *kind);
+        self.outcome = failure.map_or(BackendOutcome::Ok, BackendErrorKind::outcome);
+        let silent = matches!(failure, Some(BackendErrorKind::Unreachable | BackendErrorKind::Timeout));
+        self.backend.health.set_backend_reachable(!silent);
+        result.map_err(|(kind, message)| BackendError {
+            kind,
+            operation: self.operation,
+            target: self.target.to_string(),
+            message,
+        })
+    }
+}
+
+impl Drop for Attempt<'_> {
+    fn drop(&mut self) {
+        self.backend.metrics.backend_finished(self.operation, self.outcome, self.started.elapsed());
     }
 }
 
 /// Not a timeout, after which the caller has waited long enough, and not a request to slow down, which is for the
 /// caller to heed.
 fn passes_soon(kind: BackendErrorKind) -> bool {
-    matches!(kind, BackendErrorKind::Unavailable | BackendErrorKind::BadAnswer)
+    matches!(kind, BackendErrorKind::Unreachable | BackendErrorKind::Unavailable | BackendErrorKind::BadAnswer)
 }
 
 impl Backend for S3Backend {

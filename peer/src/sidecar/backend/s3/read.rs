@@ -10,20 +10,20 @@ use dfstore_proto::object::ObjectMeta;
 use tokio::time::{Instant, timeout_at};
 
 use super::{S3Backend, passes_soon};
+use crate::metrics::BackendOperation;
 use crate::rt::arena::SlotMut;
-use crate::sidecar::backend::error::{BackendErrorKind, Operation};
+use crate::sidecar::backend::error::BackendErrorKind;
+use crate::sidecar::backend::failure::Refusal;
 use crate::sidecar::backend::{GetRequest, Result};
 
 /// Name of the user metadata that carries an object's digest.
 pub(super) const DIGEST_METADATA: &str = "digest";
 
-type Refusal = (BackendErrorKind, String);
-
 impl S3Backend {
     pub(super) async fn head_object(&self, name: &ObjectName) -> Result<ObjectMeta> {
-        self.check_name(Operation::Head, name)?;
+        self.check_name(BackendOperation::Head, name)?;
         let request = self.client.head_object().bucket(&name.bucket).key(&name.key).send();
-        let answer = self.ask(self.asking(Operation::Head, name), request).await?;
+        let answer = self.ask(BackendOperation::Head, name, request).await?;
         Ok(ObjectMeta {
             length: non_negative(answer.content_length()),
             etag: owned(answer.e_tag()),
@@ -43,10 +43,9 @@ impl S3Backend {
         let mut pause = self.tuning.read_retry_pause;
         for _ in 1..self.tuning.read_attempts {
             match self.get_or_empty(request, slot).await {
-                Err(error) if passes_soon(error.kind) => tokio::time::sleep(pause).await,
+                Err(error) if passes_soon(error.kind) => self.pause_before_retry(&mut pause).await,
                 result => return result,
             }
-            pause *= 2;
         }
         self.get_or_empty(request, slot).await
     }
@@ -70,9 +69,9 @@ impl S3Backend {
 
     async fn get_once(&self, request: &GetRequest, slot: &mut SlotMut) -> Result<(u32, ObjectMeta)> {
         let GetRequest { name, range, .. } = request;
-        self.check_name(Operation::Get, name)?;
+        self.check_name(BackendOperation::Get, name)?;
         if range.is_empty() {
-            return self.refuse(Operation::Get, name, "the range is empty");
+            return self.refuse(BackendOperation::Get, name, "the range is empty");
         }
         let asked = format!("bytes={}-{}", range.start, range.end - 1);
         let sent = self
@@ -83,34 +82,26 @@ impl S3Backend {
             .range(asked)
             .set_if_match(request.if_match.clone())
             .send();
-        let mut answer = self.ask_get(name, sent).await?;
-        let fetched = match checked_length(request, &answer) {
-            Ok((length, total)) => {
-                let body = std::mem::replace(&mut answer.body, ByteStream::from_static(b""));
-                self.fill(slot, body, length).await.map(|crc32| (crc32, attributes(&answer, total)))
-            }
-            Err(refusal) => Err(refusal),
+        let attempt = self.attempt(BackendOperation::Get, name);
+        let fetched = match attempt.answer(sent, None).await {
+            Ok(answer) => self.take(request, answer, slot).await,
+            // The only condition that is ever sent is the version.
+            Err((BackendErrorKind::PreconditionFailed, message)) => Err((BackendErrorKind::VersionChanged, message)),
+            Err(other) => Err(other),
         };
-        self.counted(Operation::Get, name, fetched)
+        attempt.end(fetched)
     }
 
-    /// As `ask`, but a success is counted only when the body has arrived too.
-    async fn ask_get(
+    async fn take(
         &self,
-        name: &ObjectName,
-        sent: impl Future<Output = std::result::Result<GetObjectOutput, GetFailure>> + Send,
-    ) -> Result<GetObjectOutput> {
-        let watch = self.tuning.first_byte_timeout;
-        let failure = match super::watched(sent, None, &self.tuning, watch).await {
-            Ok(Ok(answer)) => return Ok(answer),
-            Ok(Err(error)) => super::classify(Operation::Get, &error),
-            Err(super::TimedOut(what)) => (BackendErrorKind::Timeout, what.to_owned()),
-        };
-        let failure = match failure {
-            (BackendErrorKind::PreconditionFailed, message) => (BackendErrorKind::VersionChanged, message),
-            other => other,
-        };
-        self.counted(Operation::Get, name, Err(failure))
+        request: &GetRequest,
+        mut answer: GetObjectOutput,
+        slot: &mut SlotMut,
+    ) -> std::result::Result<(u32, ObjectMeta), Refusal> {
+        let (length, total) = checked_length(request, &answer)?;
+        let body = std::mem::replace(&mut answer.body, ByteStream::from_static(b""));
+        let crc32 = self.fill(slot, body, length).await?;
+        Ok((crc32, attributes(&answer, total)))
     }
 
     /// Streams the body into the slot; it must have exactly `length` bytes and come at the minimum rate.
@@ -140,7 +131,7 @@ impl S3Backend {
             crc32.update(&chunk);
             slot.append(&chunk);
             in_window += chunk.len() as u64;
-            self.stats.add_read(chunk.len());
+            self.metrics.backend_received(chunk.len() as u64);
         }
         if slot.len() as u64 != length {
             let got = slot.len();
@@ -149,11 +140,6 @@ impl S3Backend {
         Ok(crc32.finalize())
     }
 }
-
-type GetFailure = aws_sdk_s3::error::SdkError<
-    aws_sdk_s3::operation::get_object::GetObjectError,
-    aws_sdk_s3::config::http::HttpResponse,
->;
 
 /// The length of the body and of the whole object, if the answer's head is an answer to `request`.
 fn checked_length(request: &GetRequest, answer: &GetObjectOutput) -> std::result::Result<(u64, u64), Refusal> {

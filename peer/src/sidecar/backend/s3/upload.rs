@@ -7,11 +7,12 @@ use aws_sdk_s3::types::{ChecksumAlgorithm, ChecksumType, CompletedMultipartUploa
 use aws_smithy_types::base64;
 
 use super::read::{DIGEST_METADATA, non_negative, owned};
-use super::write::{FORBID_OVERWRITE, crc32_header, text};
+use super::write::{FORBID_OVERWRITE, crc32_header, same_crc32, text};
 use super::{BackendError, S3Backend};
 use crate::limits::PARTS_MAX;
+use crate::metrics::BackendOperation;
 use crate::sidecar::backend::body::UploadBody;
-use crate::sidecar::backend::error::{BackendErrorKind, Operation};
+use crate::sidecar::backend::error::BackendErrorKind;
 use crate::sidecar::backend::provider::OnlyIfAbsent;
 use crate::sidecar::backend::s3::bucket::decoded;
 use crate::sidecar::backend::{BodySource, PutRequest, Result, Stored, Upload, UploadedPart};
@@ -20,7 +21,7 @@ use dfstore_proto::ids::ObjectName;
 impl S3Backend {
     pub(super) async fn create_multipart(&self, request: &PutRequest) -> Result<Upload> {
         let PutRequest { name, meta, .. } = request;
-        self.check_name(Operation::CreateUpload, name)?;
+        self.check_name(BackendOperation::CreateUpload, name)?;
         let metadata = text(&meta.digest).map(|digest| [(DIGEST_METADATA.to_owned(), digest)].into());
         let sent = self
             .client
@@ -35,14 +36,14 @@ impl S3Backend {
             .set_checksum_algorithm(self.profile.sends_checksums.then_some(ChecksumAlgorithm::Crc32))
             .set_checksum_type(self.profile.checks_whole_object.then_some(ChecksumType::FullObject))
             .send();
-        let answer = self.ask(self.asking(Operation::CreateUpload, name), sent).await?;
+        let answer = self.ask(BackendOperation::CreateUpload, name, sent).await?;
         match answer.upload_id() {
             Some(upload_id) if !upload_id.is_empty() => {
                 Ok(Upload { name: name.clone(), upload_id: upload_id.to_owned() })
             }
             _ => Err(BackendError {
                 kind: BackendErrorKind::BadAnswer,
-                operation: Operation::CreateUpload,
+                operation: BackendOperation::CreateUpload,
                 target: name.to_string(),
                 message: "the answer has no upload ID".to_owned(),
             }),
@@ -61,10 +62,9 @@ impl S3Backend {
         let body = UploadBody::new(body);
         let length_bytes = body.length_bytes();
         let Ok(announced) = i64::try_from(length_bytes) else {
-            return self.refuse(Operation::PutPart, name, "the part is too long");
+            return self.refuse(BackendOperation::UploadPart, name, "the part is too long");
         };
-        let mut asking = self.asking(Operation::PutPart, name);
-        asking.body = Some(body.progress());
+        let progress = body.progress();
         let checksum = self.profile.sends_checksums.then(|| crc32_header(crc32));
         let sent = self
             .client
@@ -77,9 +77,14 @@ impl S3Backend {
             .set_checksum_crc32(checksum.clone())
             .body(body.into_stream())
             .send();
-        let answer = self.ask(asking, sent).await.map_err(missing_upload)?;
-        self.stats.add_written(length_bytes);
-        self.same_crc32(Operation::PutPart, name, checksum.as_deref(), answer.checksum_crc32())?;
+        let attempt = self.attempt(BackendOperation::UploadPart, name);
+        let answer = attempt.answer(sent, Some(progress)).await;
+        let checked = answer.and_then(|answer| {
+            same_crc32(checksum.as_deref(), answer.checksum_crc32())?;
+            Ok(answer)
+        });
+        let answer = attempt.end(checked).map_err(missing_upload)?;
+        self.metrics.backend_sent(length_bytes);
         Ok(UploadedPart { number, etag: owned(answer.e_tag()), length_bytes, crc32: Some(crc32) })
     }
 
@@ -111,8 +116,13 @@ impl S3Backend {
                 }
             })
             .send();
-        let answer = self.ask(self.asking(Operation::CompleteUpload, name), sent).await.map_err(missing_upload)?;
-        self.same_crc32(Operation::CompleteUpload, name, whole.as_deref(), answer.checksum_crc32())?;
+        let attempt = self.attempt(BackendOperation::CompleteUpload, name);
+        let answer = attempt.answer(sent, None).await;
+        let checked = answer.and_then(|answer| {
+            same_crc32(whole.as_deref(), answer.checksum_crc32())?;
+            Ok(answer)
+        });
+        let answer = attempt.end(checked).map_err(missing_upload)?;
         Ok(Stored { etag: owned(answer.e_tag()) })
     }
 
@@ -134,7 +144,7 @@ impl S3Backend {
             .key(&name.key)
             .upload_id(&upload.upload_id)
             .send();
-        match self.ask(self.asking(Operation::AbortUpload, name), sent).await {
+        match self.ask(BackendOperation::AbortUpload, name, sent).await {
             Err(error) if matches!(error.kind, BackendErrorKind::NoSuchUpload | BackendErrorKind::NotFound) => Ok(()),
             result => result.map(drop),
         }
@@ -153,7 +163,7 @@ impl S3Backend {
                 .upload_id(&upload.upload_id)
                 .set_part_number_marker(marker)
                 .send();
-            let page = self.ask(self.asking(Operation::ListParts, name), sent).await.map_err(missing_upload)?;
+            let page = self.ask(BackendOperation::ListParts, name, sent).await.map_err(missing_upload)?;
             parts.extend(page.parts().iter().filter_map(found));
             marker = page.next_part_number_marker().map(ToOwned::to_owned);
             let more = page.is_truncated().unwrap_or(false) && marker.is_some() && !page.parts().is_empty();
@@ -165,10 +175,10 @@ impl S3Backend {
     }
 
     pub(super) async fn uploads_of(&self, bucket: &str, prefix: &str) -> Result<Vec<Upload>> {
-        self.check_bucket(Operation::ListUploads, bucket)?;
+        self.check_bucket(BackendOperation::ListUploads, bucket)?;
         let sent =
             self.client.list_multipart_uploads().bucket(bucket).prefix(prefix).encoding_type(EncodingType::Url).send();
-        let page = self.ask(self.asking(Operation::ListUploads, &bucket), sent).await?;
+        let page = self.ask(BackendOperation::ListUploads, &bucket, sent).await?;
         let encoding = page.encoding_type();
         let uploads = page.uploads().iter().filter_map(|upload| {
             let key = decoded(encoding, upload.key()?);

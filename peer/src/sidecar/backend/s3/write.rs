@@ -10,8 +10,10 @@ use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 
 use super::S3Backend;
 use super::read::{DIGEST_METADATA, owned};
+use crate::metrics::BackendOperation;
 use crate::sidecar::backend::body::UploadBody;
-use crate::sidecar::backend::error::{BackendErrorKind, Operation};
+use crate::sidecar::backend::error::BackendErrorKind;
+use crate::sidecar::backend::failure::Refusal;
 use crate::sidecar::backend::provider::OnlyIfAbsent;
 use crate::sidecar::backend::{BodySource, PutRequest, Result, Stored};
 
@@ -24,15 +26,14 @@ const COPY_SOURCE: &AsciiSet = &NON_ALPHANUMERIC.remove(b'/').remove(b'-').remov
 impl S3Backend {
     pub(super) async fn put_object(&self, request: &PutRequest, body: BodySource) -> Result<Stored> {
         let name = &request.name;
-        self.check_name(Operation::Put, name)?;
+        self.check_name(BackendOperation::Put, name)?;
         let body = UploadBody::new(body);
         let length = body.length_bytes();
         let Ok(announced) = i64::try_from(length) else {
-            return self.refuse(Operation::Put, name, "the object is too long");
+            return self.refuse(BackendOperation::Put, name, "the object is too long");
         };
         let crc32 = request.crc32.filter(|_| self.profile.sends_checksums).map(crc32_header);
-        let mut asking = self.asking(Operation::Put, name);
-        asking.body = Some(body.progress());
+        let progress = body.progress();
         let fluent = self
             .client
             .put_object()
@@ -53,45 +54,42 @@ impl S3Backend {
                 }
             })
             .send();
-        let answer = self.ask(asking, sent).await?;
-        self.stats.add_written(length);
-        self.same_crc32(Operation::Put, name, crc32.as_deref(), answer.checksum_crc32())?;
+        let attempt = self.attempt(BackendOperation::Put, name);
+        let answer = attempt.answer(sent, Some(progress)).await;
+        let answer = attempt.end(answer.and_then(|answer| {
+            same_crc32(crc32.as_deref(), answer.checksum_crc32())?;
+            Ok(answer)
+        }))?;
+        self.metrics.backend_sent(length);
         Ok(Stored { etag: owned(answer.e_tag()) })
     }
 
-    /// A checksum in the answer must be the one that was sent.
-    pub(super) fn same_crc32(
-        &self,
-        operation: Operation,
-        name: &ObjectName,
-        sent: Option<&str>,
-        answered: Option<&str>,
-    ) -> Result<()> {
-        match (sent, answered) {
-            (Some(sent), Some(answered)) if sent != answered => {
-                let message = format!("sent CRC32 {sent}, the backend has {answered}");
-                self.counted(operation, name, Err((BackendErrorKind::BadAnswer, message)))
-            }
-            _ => Ok(()),
-        }
-    }
-
     pub(super) async fn copy_object(&self, source: &ObjectName, target: &ObjectName) -> Result<Stored> {
-        self.check_name(Operation::Copy, source)?;
-        self.check_name(Operation::Copy, target)?;
+        self.check_name(BackendOperation::Copy, source)?;
+        self.check_name(BackendOperation::Copy, target)?;
         let sent =
             self.client.copy_object().bucket(&target.bucket).key(&target.key).copy_source(copy_source(source)).send();
-        let answer = self.ask(self.asking(Operation::Copy, source), sent).await?;
+        let answer = self.ask(BackendOperation::Copy, source, sent).await?;
         Ok(Stored { etag: owned(answer.copy_object_result().and_then(|result| result.e_tag())) })
     }
 
     pub(super) async fn delete_object(&self, name: &ObjectName) -> Result<()> {
-        self.check_name(Operation::Delete, name)?;
+        self.check_name(BackendOperation::Delete, name)?;
         let sent = self.client.delete_object().bucket(&name.bucket).key(&name.key).send();
-        match self.ask(self.asking(Operation::Delete, name), sent).await {
+        match self.ask(BackendOperation::Delete, name, sent).await {
             Err(error) if error.kind == BackendErrorKind::NotFound => Ok(()),
             result => result.map(drop),
         }
+    }
+}
+
+/// A checksum in the answer must be the one that was sent.
+pub(super) fn same_crc32(sent: Option<&str>, answered: Option<&str>) -> std::result::Result<(), Refusal> {
+    match (sent, answered) {
+        (Some(sent), Some(answered)) if sent != answered => {
+            Err((BackendErrorKind::BadAnswer, format!("sent CRC32 {sent}, the backend has {answered}")))
+        }
+        _ => Ok(()),
     }
 }
 
