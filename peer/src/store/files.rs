@@ -28,7 +28,7 @@ const FILES_PER_SHARD: u64 = 4;
 
 /// What the store needs to know at start.
 #[derive(Clone, Debug)]
-pub struct StoreOptions {
+pub struct SpaceOptions {
     /// The data folder; it exists.
     pub dir: PathBuf,
     /// Bytes that all piece files may take together.
@@ -39,7 +39,7 @@ pub struct StoreOptions {
     pub store_id: [u8; 16],
 }
 
-impl StoreOptions {
+impl SpaceOptions {
     /// Size of a new piece file: a header and a whole number of pieces, small enough that every shard can own a few.
     pub fn file_bytes(&self) -> u64 {
         let share = self.capacity_bytes / (FILES_PER_SHARD * self.shards.max(1) as u64);
@@ -132,7 +132,7 @@ impl Header {
 /// Opens every piece file of the folder. `named` are the files that records name. A file without a valid header that
 /// no record names was never finished and is removed; one that records name gets its header again, because its
 /// pieces carry checksums of their own.
-pub fn open_all(options: &StoreOptions, named: &BTreeSet<u32>) -> Result<Vec<PieceFile>, StoreError> {
+pub fn open_all(options: &SpaceOptions, named: &BTreeSet<u32>) -> Result<Vec<PieceFile>, StoreError> {
     let mut files = Vec::new();
     for number in numbers_in(&options.dir)? {
         if let Some(file) = open_one(options, number, named.contains(&number))? {
@@ -158,7 +158,7 @@ fn numbers_in(dir: &Path) -> Result<Vec<u32>, StoreError> {
     Ok(numbers)
 }
 
-fn open_one(options: &StoreOptions, number: u32, named: bool) -> Result<Option<PieceFile>, StoreError> {
+fn open_one(options: &SpaceOptions, number: u32, named: bool) -> Result<Option<PieceFile>, StoreError> {
     let path = piece_file_path(&options.dir, number);
     let file = file::open_direct(&path, false).map_err(|error| io_error("open", &path, error))?;
     let found_bytes = file.metadata().map_err(|error| io_error("open", &path, error))?.len();
@@ -199,7 +199,7 @@ fn remove_unfinished(path: &Path) -> Result<Option<PieceFile>, StoreError> {
     Ok(None)
 }
 
-fn repair_header(options: &StoreOptions, path: &Path, number: u32, bytes: u64) -> Result<Header, StoreError> {
+fn repair_header(options: &SpaceOptions, path: &Path, number: u32, bytes: u64) -> Result<Header, StoreError> {
     tracing::warn!(path = %path.display(), "a piece file with pieces had a damaged header, which was written again");
     let block_count = u32::try_from(bytes / u64::from(BLOCK_BYTES)).unwrap_or(u32::MAX);
     let header = Header { store_id: options.store_id, number, block_count };
@@ -208,7 +208,7 @@ fn repair_header(options: &StoreOptions, path: &Path, number: u32, bytes: u64) -
 }
 
 /// Creates piece file `number`, durable when this returns. Blocks; shards call it on a thread of its own.
-pub fn create(options: &StoreOptions, number: u32, home: usize) -> Result<PieceFile, StoreError> {
+pub fn create(options: &SpaceOptions, number: u32, home: usize) -> Result<PieceFile, StoreError> {
     let path = piece_file_path(&options.dir, number);
     let bytes = options.file_bytes();
     let block_count = u32::try_from(bytes / u64::from(BLOCK_BYTES)).expect("a piece file is below 2^32 blocks");

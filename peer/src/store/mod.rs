@@ -37,7 +37,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 pub use extents::{Extent, ExtentList};
-pub use files::{StoreOptions, piece_file_path};
+pub use files::{SpaceOptions, piece_file_path};
 pub use lease::{Lease, Reservation};
 pub use piece::{PieceStore, seal};
 pub use space::{ClaimError, SpaceStats, StoreSeed};

@@ -16,7 +16,7 @@ use crate::rt::time::unix_ms;
 use crate::store::allocate::{self, Cursor};
 use crate::store::bitmap::Bitmap;
 use crate::store::extents::{Extent, ExtentList};
-use crate::store::files::{self, HEADER_BLOCKS, PieceFile, StoreOptions};
+use crate::store::files::{self, HEADER_BLOCKS, PieceFile, SpaceOptions};
 use crate::store::lease::Lease;
 use crate::store::piece::PieceStore;
 use crate::store::{StoreError, piece_file_path};
@@ -56,7 +56,7 @@ pub struct StoreSeed(pub(super) Arc<Space>);
 impl StoreSeed {
     /// Opens the piece files of the data folder. `named` are the numbers of the files that the catalog's records
     /// name. Blocks; called before the shards start.
-    pub fn open(options: StoreOptions, named: &BTreeSet<u32>) -> Result<StoreSeed, StoreError> {
+    pub fn open(options: SpaceOptions, named: &BTreeSet<u32>) -> Result<StoreSeed, StoreError> {
         let found = files::open_all(&options, named)?;
         Ok(StoreSeed(Arc::new(Space::new(options, found))))
     }
@@ -85,7 +85,7 @@ impl StoreSeed {
 
 /// The shared state behind [`StoreSeed`] and every [`PieceStore`].
 pub(super) struct Space {
-    pub(super) options: StoreOptions,
+    pub(super) options: SpaceOptions,
     table: Box<[OnceLock<PieceFile>]>,
     /// Number of the next file; below it a place of the table is filled or was never used.
     next: AtomicU32,
@@ -111,7 +111,7 @@ pub(super) enum Growth {
 pub(super) struct Creation(Arc<Space>);
 
 impl Space {
-    fn new(options: StoreOptions, found: Vec<PieceFile>) -> Space {
+    fn new(options: SpaceOptions, found: Vec<PieceFile>) -> Space {
         let next = found.last().map_or(0, |file| file.number + 1);
         let file_bytes: u64 = found.iter().map(PieceFile::bytes).sum();
         let more = options.capacity_bytes.saturating_sub(file_bytes) / options.file_bytes();

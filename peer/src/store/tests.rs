@@ -11,7 +11,7 @@ use crate::limits::PIECE_BYTES;
 use crate::rt::arena::{Arena, Holder, Slot, SlotMut};
 use crate::rt::shard::block_on;
 use crate::store::recover::{Belongs, Found, recover};
-use crate::store::{ExtentList, Lease, PieceStore, StoreError, StoreOptions, StoreSeed, piece_file_path, seal};
+use crate::store::{ExtentList, Lease, PieceStore, SpaceOptions, StoreError, StoreSeed, piece_file_path, seal};
 
 const MIB: u64 = 1 << 20;
 
@@ -20,8 +20,8 @@ fn folder() -> TempDir {
     tempfile::tempdir_in(env!("CARGO_MANIFEST_DIR").to_owned() + "/../target").expect("target can be written")
 }
 
-fn options(dir: &TempDir, capacity_bytes: u64, shards: usize) -> StoreOptions {
-    StoreOptions { dir: dir.path().to_path_buf(), capacity_bytes, shards, store_id: [7; 16] }
+fn options(dir: &TempDir, capacity_bytes: u64, shards: usize) -> SpaceOptions {
+    SpaceOptions { dir: dir.path().to_path_buf(), capacity_bytes, shards, store_id: [7; 16] }
 }
 
 fn seed(dir: &TempDir, capacity_bytes: u64, shards: usize) -> StoreSeed {

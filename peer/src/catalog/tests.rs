@@ -1,0 +1,224 @@
+//! Tests of the catalog on real files: what comes back, order, groups, damage, versions, size.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use futures_util::future::join_all;
+use tempfile::TempDir;
+
+use dfstore_proto::ids::{ObjectName, TaskId};
+use dfstore_proto::object::ObjectMeta;
+
+use crate::catalog::{
+    CATALOG_FILE, Catalog, CatalogError, Change, Durability, Loaded, PartRecord, PieceKey, PieceRecord, PieceSet,
+    TaskRecord, TaskState, UploadStarted, WriteBackKind, WriteBackRecord,
+};
+use crate::rt::shard::block_on;
+use crate::store::{Extent, ExtentList};
+
+const CACHE_BYTES: usize = 8 << 20;
+
+fn folder() -> TempDir {
+    tempfile::tempdir().expect("a temporary folder")
+}
+
+fn open(dir: &TempDir) -> (Catalog, Loaded) {
+    Catalog::open(dir.path(), CACHE_BYTES, Box::new(|_, _| ())).expect("the catalog opens")
+}
+
+fn reopen(catalog: Catalog, dir: &TempDir) -> (Catalog, Loaded) {
+    catalog.close();
+    open(dir)
+}
+
+fn run<F: Future>(future: F) -> F::Output {
+    block_on(future).expect("io_uring is there")
+}
+
+fn commit(catalog: &Catalog, changes: Vec<Change>) {
+    run(catalog.handle().commit(changes, Durability::Durable)).expect("commits");
+}
+
+fn task(number: u64) -> TaskId {
+    TaskId::of(&ObjectName::new("bucket", number.to_string()), "", "")
+}
+
+fn task_record(generation: u64) -> TaskRecord {
+    TaskRecord {
+        name: ObjectName::new("bucket", "a/\u{e4}"),
+        query: "versionId=1".to_owned(),
+        generation,
+        state: TaskState::Dirty,
+        meta: ObjectMeta { length: 5, etag: "\"e\"".to_owned(), ..ObjectMeta::default() },
+        piece_bytes: 4 << 20,
+        crc32: Some(7),
+        validated_at_ms: 9,
+    }
+}
+
+fn piece(task: TaskId, generation: u64, number: u32) -> Change {
+    let extents = ExtentList::new(&[Extent { file: 1, block: 2 + number, count: 1 }]).expect("one extent");
+    let record = PieceRecord { length: 4096, crc32: number, extents };
+    Change::PutPiece { key: PieceKey { task, generation, number }, record }
+}
+
+fn writeback(sequence: u64) -> WriteBackRecord {
+    let upload = Some(UploadStarted { upload_id: "up".to_owned(), part_bytes: 16 << 20 });
+    WriteBackRecord {
+        kind: WriteBackKind::Put,
+        generation: 3,
+        sequence,
+        queued_at_ms: 4,
+        attempts: 5,
+        last_error: "503".to_owned(),
+        dead: false,
+        upload,
+    }
+}
+
+fn piece_numbers(loaded: &Loaded, task: TaskId) -> Vec<(u64, u32)> {
+    let own = loaded.pieces.iter().filter(|(key, _)| key.task == task);
+    own.map(|(key, _)| (key.generation, key.number)).collect()
+}
+
+#[test]
+fn everything_comes_back_after_a_restart() {
+    let dir = folder();
+    let (catalog, empty) = open(&dir);
+    assert_eq!(empty, Loaded { store_id: empty.store_id, ..Loaded::default() });
+    let part = PartRecord { etag: "p".to_owned(), crc32: 8 };
+    commit(
+        &catalog,
+        vec![
+            Change::PutTask { task: task(1), record: task_record(3) },
+            piece(task(1), 3, 0),
+            piece(task(1), 3, 1),
+            Change::PutWriteBack { task: task(1), record: writeback(6) },
+            Change::PutPart { task: task(1), number: 2, record: part.clone() },
+        ],
+    );
+    let (catalog, loaded) = reopen(catalog, &dir);
+    assert_eq!(loaded.store_id, empty.store_id);
+    assert_eq!(loaded.tasks, [(task(1), task_record(3))]);
+    assert_eq!(piece_numbers(&loaded, task(1)), [(3, 0), (3, 1)]);
+    assert_eq!(loaded.writebacks, [(task(1), writeback(6))]);
+    assert_eq!(loaded.parts, [(task(1), 2, part)]);
+    assert_eq!(loaded.damaged, 0);
+    catalog.close();
+}
+
+#[test]
+fn removals_take_what_they_name_and_nothing_else() {
+    let dir = folder();
+    let (catalog, _) = open(&dir);
+    let (a, b) = (task(1), task(2));
+    let part = PartRecord { etag: "p".to_owned(), crc32: 8 };
+    let mut changes = Vec::new();
+    for (task, generation) in [(a, 1), (a, 2), (b, 1)] {
+        changes.extend((0..3).map(|number| piece(task, generation, number)));
+    }
+    for task in [a, b] {
+        changes.push(Change::PutTask { task, record: task_record(2) });
+        changes.push(Change::PutWriteBack { task, record: writeback(1) });
+        changes.push(Change::PutPart { task, number: 1, record: part.clone() });
+    }
+    commit(&catalog, changes);
+    commit(
+        &catalog,
+        vec![
+            Change::RemovePieces { task: a, generation: 1, pieces: PieceSet::All },
+            Change::RemovePieces { task: a, generation: 2, pieces: PieceSet::Numbers(vec![1, 9]) },
+            Change::RemoveWriteBack { task: a },
+            Change::RemoveParts { task: b },
+        ],
+    );
+    let (catalog, loaded) = reopen(catalog, &dir);
+    assert_eq!(piece_numbers(&loaded, a), [(2, 0), (2, 2)]);
+    assert_eq!(piece_numbers(&loaded, b).len(), 3);
+    assert_eq!(loaded.writebacks.iter().map(|(task, _)| *task).collect::<Vec<_>>(), [b]);
+    assert!(loaded.parts.is_empty());
+    commit(&catalog, vec![Change::RemoveTask { task: a }]);
+    let (catalog, loaded) = reopen(catalog, &dir);
+    assert!(piece_numbers(&loaded, a).is_empty());
+    assert_eq!(loaded.tasks.iter().map(|(task, _)| *task).collect::<Vec<_>>(), [b]);
+    catalog.close();
+}
+
+#[test]
+fn commits_that_come_together_share_transactions() {
+    const COMMITS: u64 = 400;
+    let dir = folder();
+    let (transactions, changes) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+    let counters = (transactions.clone(), changes.clone());
+    let observer = move |count: usize, _| {
+        counters.0.fetch_add(1, Ordering::Relaxed);
+        counters.1.fetch_add(count, Ordering::Relaxed);
+    };
+    let (catalog, _) = Catalog::open(dir.path(), CACHE_BYTES, Box::new(observer)).expect("opens");
+    let handle = catalog.handle();
+    run(async {
+        let commits = (0..COMMITS).map(|number| {
+            handle
+                .commit(vec![Change::PutTask { task: task(number), record: task_record(number) }], Durability::Durable)
+        });
+        assert!(join_all(commits).await.iter().all(Result::is_ok));
+    });
+    assert_eq!(changes.load(Ordering::Relaxed), 400);
+    assert!(transactions.load(Ordering::Relaxed) <= 10, "{transactions:?} transactions");
+    let (catalog, loaded) = reopen(catalog, &dir);
+    assert_eq!(loaded.tasks.len(), 400);
+    catalog.close();
+}
+
+#[test]
+fn later_commits_win_whatever_their_durability() {
+    let dir = folder();
+    let (catalog, _) = open(&dir);
+    let handle = catalog.handle();
+    run(async {
+        let lazy = handle.commit(vec![Change::PutTask { task: task(1), record: task_record(1) }], Durability::Lazy);
+        let durable =
+            handle.commit(vec![Change::PutTask { task: task(1), record: task_record(2) }], Durability::Durable);
+        let (lazy, durable) = futures_util::join!(lazy, durable);
+        assert_eq!((lazy, durable), (Ok(()), Ok(())));
+    });
+    let (catalog, loaded) = reopen(catalog, &dir);
+    assert_eq!(loaded.tasks[0].1.generation, 2);
+    catalog.close();
+    let late = run(handle.commit(vec![Change::RemoveTask { task: task(1) }], Durability::Durable));
+    assert_eq!(late, Err(CatalogError::Closed));
+}
+
+#[test]
+fn a_second_process_is_told_who_has_the_folder() {
+    let dir = folder();
+    let (catalog, _) = open(&dir);
+    let second = Catalog::open(dir.path(), CACHE_BYTES, Box::new(|_, _| ())).err().expect("it is locked");
+    assert!(matches!(second, CatalogError::Locked { .. }), "{second}");
+    catalog.close();
+}
+
+#[test]
+fn a_file_that_is_no_catalog_is_refused_with_a_reason() {
+    let dir = folder();
+    std::fs::write(dir.path().join(CATALOG_FILE), vec![0x5a; 20_000]).expect("writes");
+    let error = Catalog::open(dir.path(), CACHE_BYTES, Box::new(|_, _| ())).err().expect("it is refused");
+    assert!(matches!(error, CatalogError::Damaged { .. } | CatalogError::Open { .. }), "{error:?}");
+}
+
+#[test]
+fn reads_a_hundred_thousand_pieces() {
+    let dir = folder();
+    let (catalog, _) = open(&dir);
+    let handle = catalog.handle();
+    run(async {
+        for object in 0..100u64 {
+            let mut changes = vec![Change::PutTask { task: task(object), record: task_record(1) }];
+            changes.extend((0..1000).map(|number| piece(task(object), 1, number)));
+            handle.commit(changes, Durability::Lazy).await.expect("commits");
+        }
+    });
+    let (catalog, loaded) = reopen(catalog, &dir);
+    assert_eq!((loaded.tasks.len(), loaded.pieces.len(), loaded.damaged), (100, 100_000, 0));
+    catalog.close();
+}
