@@ -20,6 +20,18 @@ pub const PIECE_FILE_BYTES_MAX: u64 = 1 << 30;
 pub const PIECE_EXTENTS_MAX: usize = 32;
 /// Most shards of a process.
 pub const SHARDS_MAX: usize = 64;
+/// Smallest quota of the store, in bytes: below it a handful of large objects would already evict each other.
+pub const CAPACITY_BYTES_MIN: u64 = 64 << 20;
+/// Most replicas of an object that a request or the configuration may ask for, and what is asked for by default.
+pub const REPLICAS_MAX: u16 = 100;
+/// See [`REPLICAS_MAX`].
+pub const REPLICAS_DEFAULT: u16 = 3;
+/// How long a cached version counts as fresh when the configuration does not say.
+pub const FRESHNESS_TTL_DEFAULT: Duration = Duration::from_secs(30);
+/// Bytes of a configuration file.
+pub const CONFIG_BYTES_MAX: u64 = 1 << 20;
+/// Open files a peer needs at least: connections, piece files, the catalog.
+pub const OPEN_FILES_MIN: u64 = 4096;
 
 /// Messages that may wait in one shard's mailbox.
 pub const SHARD_MAILBOX: usize = 4096;

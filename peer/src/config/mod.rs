@@ -3,17 +3,45 @@
 //! Owns the file format and the rules. Called by `main` alone; components get their own struct from [`options`] and
 //! never see the rest. Can fail on input only, and then names every problem with its place. Invariant: a [`Config`]
 //! that exists is valid.
+//!
+//! A text becomes a tree ([`yaml`]), flags and environment variables replace values in it ([`overrides`]), one file
+//! per section reads it ([`object_storage`], [`storage`], [`process`], [`later`]), and [`report`] collects what is
+//! wrong.
 
+mod later;
 pub mod memory;
+mod object_storage;
 pub mod options;
+mod overrides;
+mod process;
+mod report;
 pub mod secret;
+mod section;
+mod show;
+mod storage;
+#[cfg(test)]
+mod tests;
+pub(crate) mod units;
+mod yaml;
+
+use std::fs::File;
+use std::io::Read;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+
+use crate::limits::CONFIG_BYTES_MAX;
 
 pub use memory::MemoryPlan;
 pub use options::{
     BackendDescription, BackendOptions, Credentials, Freshness, FreshnessPolicy, HttpOptions, LogFormat, LogOptions,
     MetricsOptions, Provider, StoreOptions,
 };
+pub use overrides::Overrides;
+pub use report::{ConfigError, Problem};
 pub use secret::Secret;
+
+use report::Report;
+use section::Section;
 
 /// Everything a peer was told.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -36,4 +64,71 @@ pub struct Config {
     pub log: LogOptions,
     /// Things the user should know that are no errors: keys without effect.
     pub warnings: Vec<String>,
+}
+
+impl Config {
+    /// Reads and checks a file; `overrides` win over what it says.
+    pub fn load(path: &Path, overrides: &Overrides) -> Result<Config, ConfigError> {
+        let name = path.display().to_string();
+        let (text, readable_by_all) = read_file(path).map_err(|message| Problem { place: name.clone(), message })?;
+        let mut config = Config::parse(&name, &text, overrides)?;
+        if readable_by_all && config.backend.credentials.is_some() {
+            config.warnings.push(format!("{name}: holds keys and everyone may read it: chmod 600 {name}"));
+        }
+        Ok(config)
+    }
+
+    /// Checks a text. `name` stands for the file in messages.
+    pub fn parse(name: &str, text: &str, overrides: &Overrides) -> Result<Config, ConfigError> {
+        let mut report = Report::new(name);
+        let mut tree = match yaml::parse(text) {
+            Ok(tree) => tree,
+            Err(malformed) => {
+                report.problem(&malformed.place, format!("not valid YAML: {}", malformed.message));
+                return Err(report.finish().err().unwrap_or_else(|| unreachable!("a problem was just reported")));
+            }
+        };
+        overrides.apply(&mut tree);
+        let mut root = Section::root(&mut report, &tree);
+        let object_storage = object_storage::read(&mut report, &mut root);
+        let store = storage::read(&mut report, &mut root);
+        let process = process::read(&mut report, &mut root);
+        later::read(&mut report, &mut root);
+        if let Some(object_storage) = &object_storage {
+            process::check_ports(&mut report, &root, &process, &object_storage.http);
+        }
+        root.done(&mut report);
+        let warnings = report.finish()?;
+        let object_storage = object_storage.unwrap_or_else(|| unreachable!("the reader reports why it gives nothing"));
+        Ok(Config {
+            shards: process.shards,
+            http: object_storage.http,
+            store,
+            backend: object_storage.backend,
+            freshness: object_storage.freshness,
+            memory: process.memory,
+            metrics: process.metrics,
+            log: process.log,
+            warnings,
+        })
+    }
+}
+
+/// The text of the file, and whether everyone may read it.
+fn read_file(path: &Path) -> Result<(String, bool), String> {
+    let explain = |error: std::io::Error| match error.kind() {
+        std::io::ErrorKind::NotFound => "there is no such file: name the configuration with --config FILE".to_owned(),
+        std::io::ErrorKind::PermissionDenied => "not readable by this user: check its owner and mode".to_owned(),
+        std::io::ErrorKind::IsADirectory => "is a folder, expected a YAML file".to_owned(),
+        _ => format!("cannot be read: {error}"),
+    };
+    let file = File::open(path).map_err(explain)?;
+    let mode = file.metadata().map_err(explain)?.mode();
+    let mut bytes = Vec::new();
+    file.take(CONFIG_BYTES_MAX + 1).read_to_end(&mut bytes).map_err(explain)?;
+    if bytes.len() as u64 > CONFIG_BYTES_MAX {
+        return Err(format!("is longer than {CONFIG_BYTES_MAX} bytes: not a configuration file"));
+    }
+    let text = String::from_utf8(bytes).map_err(|_| "is not UTF-8 text: not a configuration file".to_owned())?;
+    Ok((text, mode & 0o004 != 0))
 }

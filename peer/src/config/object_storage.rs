@@ -1,0 +1,260 @@
+//! Section `objectStorage`: the object API, the backend, and how long its answers count as fresh.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr};
+use std::ops::RangeInclusive;
+
+use super::options::{
+    BackendDescription, BackendOptions, Credentials, Freshness, FreshnessPolicy, HttpOptions, Provider,
+};
+use super::report::Report;
+use super::secret::Secret;
+use super::section::{Field, Section};
+use super::units;
+use super::yaml::{Place, Value};
+use crate::limits::{BUCKET_BYTES_MAX, FRESHNESS_TTL_DEFAULT, REPLICAS_DEFAULT, REPLICAS_MAX};
+
+/// Query parameters that carry a signature: never part of an object's identity.
+const FILTER_DEFAULT: &str = "Expires&Signature&ns";
+/// Ports tried in order when the configuration names none.
+const PORTS_DEFAULT: RangeInclusive<u16> = 65004..=65535;
+
+/// What the section gives.
+pub(super) struct ObjectStorage {
+    pub(super) http: HttpOptions,
+    pub(super) backend: BackendOptions,
+    pub(super) freshness: FreshnessPolicy,
+}
+
+/// Reads the section. `None` when something in it is wrong, which the report then says.
+pub(super) fn read(report: &mut Report, root: &mut Section<'_>) -> Option<ObjectStorage> {
+    let Some(mut section) = root.section(report, "objectStorage") else {
+        report
+            .problem(root.place(), "\"objectStorage\" is required: it says which backend this peer stands in front of");
+        return None;
+    };
+    enable(report, &mut section);
+    let backend = read_backend(report, &mut section);
+    let freshness = read_freshness(report, &mut section);
+    let filter = section.value(report, "filter", units::text).unwrap_or_else(|| FILTER_DEFAULT.to_owned());
+    let replicas = section.value(report, "maxReplicas", |text| units::number(text, &(1..=REPLICAS_MAX)));
+    security(report, &mut section);
+    section.without_effect(report, "unixListen", "this service has no Unix socket");
+    let (listen, ports) = listen(report, &mut section);
+    section.done(report);
+    let backend = backend?;
+    let http = HttpOptions {
+        listen,
+        ports,
+        filter: filter.split('&').filter(|name| !name.is_empty()).map(str::to_owned).collect(),
+        replicas_default: replicas.unwrap_or(REPLICAS_DEFAULT),
+        backend: describe(&backend),
+    };
+    Some(ObjectStorage { http, backend, freshness })
+}
+
+fn enable(report: &mut Report, section: &mut Section<'_>) {
+    if let Some(field) = section.get(report, "enable") {
+        if field.value(report, units::boolean) == Some(false) {
+            let message = "\"objectStorage.enable\" must be true: a peer without the object API has nothing to do";
+            report.problem(&field.node.place, message);
+        }
+    } else {
+        let message = "\"objectStorage.enable\" is required and must be true";
+        report.problem(section.place(), message);
+    }
+}
+
+fn read_backend(report: &mut Report, section: &mut Section<'_>) -> Option<BackendOptions> {
+    let provider = read_provider(report, section);
+    let region = section.get(report, "region").filter(|field| !is_empty(field));
+    let region = region.and_then(|field| field.value(report, region_name));
+    let endpoint = section.get(report, "endpoint").filter(|field| !is_empty(field));
+    let endpoint = endpoint.and_then(|field| match &field.node.value {
+        // Keys in a URL are refused, and not repeated in the message.
+        Value::Scalar(text) if text.contains('@') => field.secret(report, endpoint_url),
+        _ => field.value(report, endpoint_url),
+    });
+    let credentials = read_credentials(report, section);
+    let path_style = section.get(report, "s3ForcePathStyle");
+    let path_style_value = path_style.as_ref().and_then(|field| field.value(report, units::boolean));
+    let provider = provider?;
+    if provider == Provider::Oss && region.is_none() && endpoint.is_none() {
+        report.problem(section.place(), "\"objectStorage.region\" or \"objectStorage.endpoint\" is required for oss");
+    }
+    if let Some(field) = path_style.filter(|_| provider == Provider::Oss && path_style_value == Some(true)) {
+        report.warning(&field.node.place, "\"objectStorage.s3ForcePathStyle\" has no effect: OSS knows no path style");
+    }
+    // An S3-compatible service behind an endpoint of its own takes any region, but signing needs one.
+    let default_region = (provider == Provider::S3 && endpoint.is_some()).then(|| "us-east-1".to_owned());
+    Some(BackendOptions {
+        provider,
+        region: region.or(default_region),
+        endpoint,
+        credentials,
+        path_style: provider == Provider::S3 && path_style_value.unwrap_or(true),
+    })
+}
+
+fn read_provider(report: &mut Report, section: &mut Section<'_>) -> Option<Provider> {
+    let Some(field) = section.get(report, "name") else {
+        let message = "\"objectStorage.name\" is required (s3 or oss): a peer that gets its backend from a manager \
+                       comes with a later version";
+        report.problem(section.place(), message);
+        return None;
+    };
+    field.value(report, |text| match text.to_ascii_lowercase().as_str() {
+        "s3" => Ok(Provider::S3),
+        "oss" => Ok(Provider::Oss),
+        "obs" => Err("OBS is not supported, expected s3 or oss".to_owned()),
+        _ => Err("expected s3 or oss".to_owned()),
+    })
+}
+
+fn read_credentials(report: &mut Report, section: &mut Section<'_>) -> Option<Credentials> {
+    let mut key = |name| {
+        let field = section.get(report, name)?;
+        field.secret(report, units::secret).filter(|secret| !secret.is_empty())
+    };
+    let (access, secret, token): (Option<Secret>, Option<Secret>, Option<Secret>) =
+        (key("accessKey"), key("secretKey"), key("sessionToken"));
+    match (access, secret) {
+        (Some(access_key), Some(secret_key)) => Some(Credentials { access_key, secret_key, session_token: token }),
+        (None, None) if token.is_none() => None,
+        _ => {
+            let message = "\"objectStorage.accessKey\" and \"objectStorage.secretKey\" belong together: give both, or \
+                           none (then the keys come from the environment, a profile or the instance)";
+            report.problem(section.place(), message);
+            None
+        }
+    }
+}
+
+fn region_name(text: &str) -> Result<String, String> {
+    let valid = text.len() <= 64 && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_".contains(&byte));
+    if valid { Ok(text.to_owned()) } else { Err("expected a region name such as us-east-1".to_owned()) }
+}
+
+/// A URL with scheme and host. A bare host gets `https://`, as the original's client libraries did it.
+fn endpoint_url(text: &str) -> Result<String, String> {
+    let allowed = || "expected a URL such as https://s3.example.com or http://127.0.0.1:8333".to_owned();
+    let url = if text.contains("://") { text.to_owned() } else { format!("https://{text}") };
+    let uri: http::Uri = url.parse().map_err(|_| allowed())?;
+    if !matches!(uri.scheme_str(), Some("http" | "https")) || uri.query().is_some() || url.contains('#') {
+        return Err(allowed());
+    }
+    let authority = uri.authority().ok_or_else(allowed)?;
+    if authority.as_str().contains('@') {
+        return Err("keys do not belong into the URL: use accessKey and secretKey".to_owned());
+    }
+    let port_valid = authority.as_str().len() == authority.host().len() || authority.port_u16().is_some();
+    if authority.host().is_empty() || !port_valid {
+        return Err(allowed());
+    }
+    Ok(url.trim_end_matches('/').to_owned())
+}
+
+fn describe(backend: &BackendOptions) -> BackendDescription {
+    BackendDescription {
+        name: backend.provider.name().to_owned(),
+        region: backend.region.clone().unwrap_or_default(),
+        endpoint: backend.endpoint.clone().unwrap_or_default(),
+    }
+}
+
+fn read_freshness(report: &mut Report, section: &mut Section<'_>) -> FreshnessPolicy {
+    let default = section.get(report, "freshness").and_then(|field| freshness(report, &field));
+    let mut buckets = BTreeMap::new();
+    let named = section.get(report, "buckets").map(|field| field.named(report)).unwrap_or_default();
+    for (entry, field) in named {
+        if entry.key.is_empty() || entry.key.len() > BUCKET_BYTES_MAX || entry.key.contains('/') {
+            report.problem(&entry.place, format!("{:?} is not a bucket name", entry.key));
+        }
+        let Some(mut bucket) = field.section(report) else { continue };
+        let rule = bucket.get(report, "freshness").and_then(|field| freshness(report, &field));
+        if let Some(rule) = rule
+            && buckets.insert(entry.key.clone(), rule).is_some()
+        {
+            report.problem(&entry.place, format!("bucket {:?} is given twice", entry.key));
+        }
+        bucket.done(report);
+    }
+    FreshnessPolicy { default: default.unwrap_or(Freshness::Ttl(FRESHNESS_TTL_DEFAULT)), buckets }
+}
+
+fn freshness(report: &mut Report, field: &Field<'_>) -> Option<Freshness> {
+    if matches!(field.node.value, Value::Map(_)) {
+        let mut section = field.section(report)?;
+        let ttl = section.value(report, "ttl", units::positive_duration);
+        section.done(report);
+        return ttl.map(Freshness::Ttl);
+    }
+    field.value(report, |text| match text.to_ascii_lowercase().as_str() {
+        "immutable" => Ok(Freshness::Immutable),
+        "always" => Ok(Freshness::Always),
+        other => match other.strip_prefix("ttl:") {
+            Some(ttl) => units::positive_duration(ttl.trim()).map(Freshness::Ttl),
+            None => Err("expected immutable, always or {ttl: 30s}".to_owned()),
+        },
+    })
+}
+
+fn security(report: &mut Report, section: &mut Section<'_>) {
+    let Some(mut security) = section.section(report, "security") else { return };
+    if let Some(field) = security.get(report, "insecure")
+        && field.value(report, units::boolean) == Some(false)
+    {
+        let message = "\"objectStorage.security.insecure: false\" asks for TLS, which comes with a later version: set \
+                       it to true or remove it, and put a TLS proxy in front where the network is not trusted";
+        report.problem(&field.node.place, message);
+    }
+    for key in ["caCert", "cert", "key", "tlsVerify", "tlsConfig"] {
+        security.without_effect(report, key, "the connection is not encrypted (insecure: true)");
+    }
+    security.done(report);
+}
+
+fn listen(report: &mut Report, section: &mut Section<'_>) -> (IpAddr, RangeInclusive<u16>) {
+    let any = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
+    let Some(field) = section.find(report, "tcpListen") else { return (any, PORTS_DEFAULT) };
+    if matches!(field.node.value, Value::Null) {
+        report.problem(&field.node.place, "\"objectStorage.tcpListen\" is empty: give it an address, or remove it");
+        return (any, PORTS_DEFAULT);
+    }
+    let Some(mut tcp) = field.section(report) else { return (any, PORTS_DEFAULT) };
+    let listen = tcp.value(report, "listen", units::ip).unwrap_or(any);
+    let ports = tcp.get(report, "port").and_then(|field| read_ports(report, &field)).unwrap_or(PORTS_DEFAULT);
+    if let Some(namespace) = tcp.get(report, "namespace").filter(|field| !is_empty(field)) {
+        let message = "\"objectStorage.tcpListen.namespace\" is not supported: start the peer inside the namespace \
+                       (ip netns exec, nsenter)";
+        report.problem(&namespace.node.place, message);
+    }
+    tcp.done(report);
+    (listen, ports)
+}
+
+/// A number is that port and no other; `{start, end}` is the first free one.
+fn read_ports(report: &mut Report, field: &Field<'_>) -> Option<RangeInclusive<u16>> {
+    if !matches!(field.node.value, Value::Map(_)) {
+        let port = field.value(report, |text| units::number(text, &(0..=u16::MAX)))?;
+        return Some(port..=port);
+    }
+    let mut range = field.section(report)?;
+    let place: Place = range.place().clone();
+    let start_given = range.get(report, "start");
+    let start = start_given.as_ref().and_then(|field| field.value(report, |text| units::number(text, &(1..=u16::MAX))));
+    let end = range.value(report, "end", |text| units::number(text, &(1..=u16::MAX))).unwrap_or(u16::MAX);
+    range.done(report);
+    if start_given.is_none() {
+        report.problem(&place, format!("\"{}.start\" is required", field.path));
+    }
+    let start = start?;
+    if start > end {
+        report.problem(&place, format!("\"{}\": start {start} is above end {end}", field.path));
+    }
+    Some(start..=end)
+}
+
+fn is_empty(field: &Field<'_>) -> bool {
+    matches!(&field.node.value, Value::Scalar(text) if text.is_empty())
+}
