@@ -2,7 +2,7 @@
 //!
 //! Every shard has a listener of its own on the same port (`SO_REUSEPORT`), so the kernel spreads connections without
 //! a lock. The first bytes of a [`Connection`] are read into its `prefix` until they say which shard owns the task;
-//! then the connection stays or moves there as a [`Handover`], once, with the bytes already read. Whoever serves it
+//! then the connection stays or moves there as a [`Handed`], once, with the bytes already read. Whoever serves it
 //! replays the prefix first. Nothing here knows a protocol: the caller's function decides when enough was read.
 
 use std::future::Future;
@@ -111,7 +111,7 @@ pub struct Connection {
 }
 
 /// A connection on its way to another shard.
-pub struct Handover {
+pub struct Handed {
     stream: TcpStream,
     prefix: BytesMut,
     remote: SocketAddr,
@@ -172,11 +172,11 @@ impl Connection {
     }
 
     /// Lets go of this shard. No operation is in flight on the socket, because each one borrows `self`.
-    pub fn into_handover(self) -> Handover {
+    pub fn hand_over(self) -> Handed {
         let fd = self.stream.into_raw_fd();
         // SAFETY: the descriptor was just released by its only owner and is a TCP socket.
         let stream = unsafe { TcpStream::from_raw_fd(fd) };
-        Handover { stream, prefix: self.prefix, remote: self.remote }
+        Handed { stream, prefix: self.prefix, remote: self.remote }
     }
 
     /// The socket and the bytes to replay before it, for the adapters of this layer.
@@ -185,7 +185,7 @@ impl Connection {
     }
 }
 
-impl Handover {
+impl Handed {
     /// Takes the connection over on the shard that serves it.
     pub fn accept(self) -> io::Result<Connection> {
         let stream = monoio::net::TcpStream::from_std(self.stream)?;
@@ -260,7 +260,7 @@ mod tests {
             client.write_all(b"GET /a").expect("sent");
             let found = connection.read_until(64, |bytes| bytes.contains(&b'/').then_some(bytes.len())).await;
             assert_eq!(found.expect("read"), Some(6));
-            (connection.into_handover(), client)
+            (connection.hand_over(), client)
         });
         client.write_all(b" more").expect("sent");
         let elsewhere = std::thread::spawn(move || {
