@@ -53,6 +53,10 @@ pub const BACKEND_REQUESTS_MAX: usize = 64;
 pub const ADMIN_CONNECTIONS_MAX: usize = 32;
 /// Bulk reads that may wait for the background executor.
 pub const BACKGROUND_MAILBOX: usize = 256;
+/// Bulk reads that the background executor runs at once.
+pub const BACKGROUND_READS_MAX: u64 = 2;
+/// Memory of the background executor's own read buffers, in bytes: a piece for each read that runs.
+pub const BACKGROUND_IO_MEMORY_BYTES: usize = 2 * PIECE_BYTES as usize;
 
 /// Pieces of one version fetched from the backend at once.
 pub const FETCH_WINDOW_PIECES: usize = 8;

@@ -39,6 +39,7 @@ use std::sync::Arc;
 pub use extents::{Extent, ExtentList};
 pub use files::{SpaceOptions, piece_file_path};
 pub use lease::{Lease, Reservation};
+pub(crate) use piece::verify;
 pub use piece::{PieceStore, seal};
 pub use space::{ClaimError, SpaceStats, StoreSeed};
 
