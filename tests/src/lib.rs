@@ -21,6 +21,7 @@ pub mod process;
 pub mod s3s_server;
 pub mod samples;
 pub mod seaweed;
+pub mod source;
 pub mod until;
 
 pub use until::eventually;
