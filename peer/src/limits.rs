@@ -73,6 +73,41 @@ pub const PART_BYTES_MIN: u64 = 16 << 20;
 /// Most parts of a multipart upload: S3's limit.
 pub const PARTS_MAX: u64 = 10_000;
 
+/// Entries of the task table of one shard that are kept although nothing of them is on disk.
+pub const TASKS_PER_SHARD_MAX: usize = 200_000;
+/// Uploads in progress per shard.
+pub const UPLOADS_PER_SHARD_MAX: usize = 4096;
+/// Objects written or deleted here that one page of a listing takes in from each shard.
+pub const PENDING_ENTRIES_MAX: usize = 10_000;
+/// Questions to the backend for one open, when local changes cross the answers.
+pub const CHECK_ROUNDS_MAX: usize = 8;
+/// After the backend could not be asked about a task it is left alone for this time.
+pub const CHECK_PAUSE: Duration = Duration::from_secs(5);
+/// Tries to read one piece from the backend, and the pause before the second one.
+pub const FETCH_ATTEMPTS_MAX: u32 = 3;
+/// See [`FETCH_ATTEMPTS_MAX`].
+pub const FETCH_RETRY_DELAY: Duration = Duration::from_millis(200);
+/// Tries to read one piece from disk, each after a damaged copy was put aside.
+pub const PIECE_READS_MAX: usize = 3;
+/// Rounds of eviction for one allocation.
+pub const EVICT_ROUNDS_MAX: usize = 8;
+/// How often a replaced version looks whether someone still reads it.
+pub const RETIRED_POLL: Duration = Duration::from_millis(500);
+/// How often a writer looks whether the dirty limit allows its next piece.
+pub const ADMISSION_POLL: Duration = Duration::from_millis(20);
+/// A DELETE waits this long for the backend before it is answered as pending.
+pub const DELETE_WAIT: Duration = Duration::from_secs(10);
+/// Parts of one multipart upload in flight.
+pub const PARTS_IN_FLIGHT_MAX: usize = 4;
+/// First pause after a failed write-back, and the longest.
+pub const WRITEBACK_RETRY_DELAY: Duration = Duration::from_millis(500);
+/// See [`WRITEBACK_RETRY_DELAY`].
+pub const WRITEBACK_RETRY_DELAY_MAX: Duration = Duration::from_secs(60);
+/// How often the write-back queue looks for entries whose pause is over.
+pub const WRITEBACK_POLL: Duration = Duration::from_millis(500);
+/// How often a shard evicts, trims its tables and reports.
+pub const HOUSEKEEPING_PERIOD: Duration = Duration::from_secs(1);
+
 /// Connections one shard holds open.
 pub const CONNECTIONS_PER_SHARD_MAX: usize = 8192;
 /// Connections that the kernel holds for one listener until they are accepted.

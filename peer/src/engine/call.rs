@@ -1,7 +1,7 @@
 //! What one shard asks of another: the closed list of messages between shards.
 //!
-//! Data does not cross shards, leases do: an answer to [`TaskCall::Piece`] names extents (kept from reuse by a
-//! [`Pin`]) or a counted slot that is in memory anyway.
+//! Data does not cross shards, leases do: an answer to [`TaskCall::Piece`] is a lease of blocks on disk, which the asker
+//! reads itself, or a counted slot that is in memory anyway.
 
 use std::sync::Arc;
 
@@ -12,26 +12,16 @@ use crate::engine::error::ObjectError;
 use crate::engine::request::{DeleteDone, ListEntry, PutDone, PutRequest, Stat, Target};
 use crate::rt::arena::Slot;
 use crate::rt::mailbox::oneshot;
-
-/// The blocks of a piece (until the store's type lands).
-pub type ExtentList = Vec<(u32, u32, u32)>;
-
-/// A connection on its way to another shard.
-pub struct Handed {
-    /// The socket.
-    pub stream: std::net::TcpStream,
-    /// Bytes already read from it.
-    pub prefix: bytes::Bytes,
-}
+use crate::rt::net::Handed;
+use crate::store::{Lease, Reservation};
 
 /// A message in a shard's mailbox.
+#[expect(clippy::large_enum_variant, reason = "calls are the common case, and a mailbox of them is small")]
 pub enum ShardMessage {
     /// A connection whose task this shard owns, with the bytes already read from it.
     Connection(Handed),
     /// A request about a task of this shard.
     Call(TaskCall),
-    /// Extents of piece files whose allocation rights belong to this shard are free again.
-    Free(ExtentList),
     /// Stop accepting; end when the requests in flight have ended.
     Drain,
 }
@@ -39,11 +29,16 @@ pub enum ShardMessage {
 /// Where the answer goes.
 pub type Reply<T> = oneshot::Sender<Result<T, ObjectError>>;
 
-/// Keeps the extents of one version from being reused while it lives.
+/// Keeps an opened version reachable, though a newer one may have replaced it.
 #[derive(Clone, Debug, Default)]
 pub struct Pin(Arc<()>);
 
 impl Pin {
+    /// How many hold it.
+    pub fn holders(&self) -> usize {
+        Arc::strong_count(&self.0)
+    }
+
     /// Whether someone besides the holder of `self` still reads.
     pub fn is_shared(&self) -> bool {
         Arc::strong_count(&self.0) > 1
@@ -53,20 +48,20 @@ impl Pin {
 /// A version that was opened for reading.
 #[derive(Clone, Debug)]
 pub struct Opened {
+    /// Of which task.
+    pub task: TaskId,
     /// What it is.
     pub stat: Stat,
-    /// Keeps its extents.
+    /// Keeps it reachable.
     pub pin: Pin,
 }
 
 /// Where a piece is.
 pub enum PieceAnswer {
-    /// On disk: the asker reads it. The opened version's pin keeps the extents.
+    /// On disk: the asker reads it.
     Disk {
-        /// The blocks.
-        extents: ExtentList,
-        /// Bytes of the piece.
-        length: u32,
+        /// The blocks and the right to read them.
+        lease: Lease,
         /// Its checksum.
         crc32: u32,
         /// What to say about where it came from.
@@ -95,7 +90,6 @@ pub struct Ticket {
 }
 
 /// A piece that an upload has written.
-#[derive(Clone, Debug)]
 pub struct WrittenPiece {
     /// Which one.
     pub number: u32,
@@ -103,8 +97,8 @@ pub struct WrittenPiece {
     pub length: u32,
     /// Its checksum.
     pub crc32: u32,
-    /// Where it lies.
-    pub extents: ExtentList,
+    /// Where it lies; dropped, the space is free again.
+    pub reservation: Reservation,
 }
 
 /// An object that a listing must show (or hide) although the backend does not (or does) have it.
@@ -129,19 +123,21 @@ pub enum TaskCall {
     /// Begin an upload.
     Begin { request: PutRequest, reply: Reply<Ticket> },
     /// Feed an upload from another connection.
-    Join { task: TaskId, upload: u64, reply: Reply<Ticket> },
-    /// Disk space for one piece of an upload.
-    Reserve { task: TaskId, upload: u64, number: u32, length: u32, reply: Reply<ExtentList> },
+    Join { upload: u64, reply: Reply<Ticket> },
+    /// May one more piece of an upload be written?
+    Admit { upload: u64, number: u32, length: u32, reply: Reply<()> },
     /// One piece of an upload is on disk.
-    Written { task: TaskId, upload: u64, piece: WrittenPiece, reply: Reply<()> },
+    Written { upload: u64, piece: WrittenPiece, reply: Reply<()> },
     /// All pieces are there: make it the current version.
-    Commit { task: TaskId, upload: u64, length: u64, crc32: Option<u32>, reply: Reply<PutDone> },
+    Commit { upload: u64, length: u64, crc32: Option<u32>, reply: Reply<PutDone> },
     /// Forget an upload.
-    Abort { task: TaskId, upload: u64 },
+    Abort { upload: u64 },
     /// Delete the object.
     Delete { target: Target, reply: Reply<DeleteDone> },
-    /// The backend's object was changed by this process (copy): ask again before serving.
-    Invalidate { task: TaskId, reply: Reply<()> },
+    /// Let the backend copy another object over this one.
+    CopyFrom { source: Target, target: Target, reply: Reply<()> },
+    /// Evict about this many bytes of clean versions; the answer is how many became free.
+    Evict { bytes: u64, reply: Reply<u64> },
     /// Objects of a bucket that the backend does not have yet, or still has.
     Pending { bucket: String, prefix: String, marker: String, reply: Reply<Vec<PendingEntry>> },
 }

@@ -2,6 +2,10 @@
 
 use std::time::Duration;
 
+use crate::catalog::CatalogError;
+use crate::sidecar::backend::{BackendError, BackendErrorKind};
+use crate::store::StoreError;
+
 /// What failed. Each face maps it to its own status or code.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ObjectError {
@@ -79,5 +83,44 @@ impl ObjectError {
 impl From<crate::rt::mailbox::Closed> for ObjectError {
     fn from(_: crate::rt::mailbox::Closed) -> Self {
         ObjectError::ShuttingDown
+    }
+}
+
+impl From<StoreError> for ObjectError {
+    fn from(error: StoreError) -> Self {
+        match error {
+            StoreError::NoSpace { .. } | StoreError::DiskFull { .. } => ObjectError::NoSpace(error.to_string()),
+            StoreError::Poisoned => ObjectError::Poisoned,
+            _ => ObjectError::Internal(error.to_string()),
+        }
+    }
+}
+
+impl From<CatalogError> for ObjectError {
+    fn from(error: CatalogError) -> Self {
+        // The reason is in the log, once; a client cannot do anything with it.
+        tracing::error!(%error, "the catalog refused a change");
+        ObjectError::Poisoned
+    }
+}
+
+impl From<BackendError> for ObjectError {
+    fn from(error: BackendError) -> Self {
+        use BackendErrorKind as Kind;
+        let text = error.to_string();
+        match error.kind {
+            Kind::NotFound | Kind::NoSuchUpload => ObjectError::NotFound(text),
+            Kind::NoSuchBucket => ObjectError::NoSuchBucket(text),
+            Kind::BucketExists => ObjectError::BucketExists(text),
+            Kind::AccessDenied => ObjectError::AccessDenied(text),
+            Kind::InvalidArgument | Kind::RangeNotSatisfiable => ObjectError::InvalidArgument(text),
+            Kind::PreconditionFailed => ObjectError::PreconditionFailed,
+            Kind::VersionChanged => ObjectError::VersionChanged(text),
+            Kind::SlowDown { retry_after } => {
+                ObjectError::Busy { reason: text, retry_after: retry_after.unwrap_or(Duration::from_secs(2)) }
+            }
+            Kind::Timeout => ObjectError::BackendTimeout(text),
+            _ => ObjectError::BackendUnavailable(text),
+        }
     }
 }

@@ -1,36 +1,62 @@
 //! The use cases: open, read, put, copy, delete, list, write back. The order of things is decided here: who is asked
 //! first, when a client is acknowledged.
 //!
-//! Each shard has one [`Engine`]. It owns the tasks whose ID hashes to its shard ([`owner`]) and asks the engines of
+//! Each shard has one [`Engine`]. It owns the tasks whose ID hashes to its shard (`owner`) and asks the engines of
 //! other shards about theirs by message ([`call`]). Faces (HTTP, native) see [`Engine`], [`Reader`] and [`Upload`]
 //! only; they never touch the store, the catalog or the backend.
+//!
+//! | file | what |
+//! |---|---|
+//! | `request`, `error` | what faces ask and get |
+//! | `call` | messages between shards |
+//! | `version`, `owner` | state: tasks, versions, pieces; the table of one shard |
+//! | `open`, `fetch`, `reader` | reading: which version, where a piece is, pieces in order |
+//! | `put`, `upload` | writing |
+//! | `delete`, `copy`, `list` | the rest of the object API |
+//! | `space` | allocation, eviction, letting go |
+//! | `writeback` | the queue to the backend |
+//! | `start`, `context` | making an engine from what the catalog holds; what all shards share |
 
 pub mod call;
+pub mod context;
+mod copy;
+mod delete;
 pub mod error;
+mod fetch;
+mod list;
+mod open;
+mod owner;
+mod put;
 mod reader;
 pub mod request;
+mod space;
+mod start;
 mod upload;
+mod version;
+mod writeback;
 
+pub use context::{Context, DirtyBudget};
 pub use error::ObjectError;
 pub use reader::{Chunk, PieceStream, Reader};
+pub use start::{Inventory, TaskInventory};
 pub use upload::Upload;
 
 use std::rc::Rc;
 
 use dfstore_proto::ids::{ObjectName, TaskId};
 
+use crate::config::options::BackendDescription;
+use crate::engine::call::{PieceAnswer, Reply, ShardMessage, TaskCall, WrittenPiece};
+use crate::engine::owner::Owner;
 use crate::engine::request::{DeleteDone, ListPage, ListRequest, PutRequest, Stat, Target};
-use crate::rt::arena::Arena;
+use crate::metrics::Metrics;
+use crate::rt::arena::{Arena, Slot};
+use crate::rt::mailbox::Sender;
+use crate::store::{PieceStore, Reservation};
 
 /// The use cases of one shard. Cloning gives another handle to the same one.
 #[derive(Clone)]
-pub struct Engine(Rc<Inner>);
-
-struct Inner {
-    shard: usize,
-    shards: usize,
-    arena: Arena,
-}
+pub struct Engine(Rc<Owner>);
 
 impl Engine {
     /// This shard's number.
@@ -40,83 +66,208 @@ impl Engine {
 
     /// The shard that owns a task. A connection moves there before its first request is served.
     pub fn owner_of(&self, task: &TaskId) -> usize {
-        task.owner(self.0.shards)
+        task.owner(self.0.context.shards.len())
+    }
+
+    /// The mailbox of a shard, to hand a connection over.
+    pub fn mailbox(&self, shard: usize) -> &Sender<ShardMessage> {
+        &self.0.context.shards[shard]
     }
 
     /// The arena that bodies are received into.
     pub fn arena(&self) -> &Arena {
-        &self.0.arena
+        &self.0.context.arena
+    }
+
+    /// Counters.
+    pub fn metrics(&self) -> &Metrics {
+        &self.0.context.metrics
     }
 
     /// The current version's attributes. `no_cache` asks the backend whatever the freshness policy says.
     pub async fn stat(&self, target: &Target, no_cache: bool) -> Result<Stat, ObjectError> {
-        let _ = (target, no_cache);
-        Err(ObjectError::ShuttingDown)
+        self.open(target, no_cache).await.map(|reader| reader.stat().clone())
     }
 
     /// Opens the current version for reading; it stays readable, whole, while the reader lives.
     pub async fn open(&self, target: &Target, no_cache: bool) -> Result<Reader, ObjectError> {
-        let _ = (target, no_cache);
-        Err(ObjectError::ShuttingDown)
+        let opened = match self.remote(&target.task) {
+            None => self.0.open(target, no_cache).await?,
+            Some(shard) => {
+                let target = target.clone();
+                shard.ask(|reply| TaskCall::Open { target, no_cache, reply }).await?
+            }
+        };
+        Ok(Reader::new(self.clone(), opened))
     }
 
     /// Opens a version that was opened before (by another connection of the same client).
     pub async fn reopen(&self, task: TaskId, generation: u64) -> Result<Reader, ObjectError> {
-        let _ = (task, generation);
-        Err(ObjectError::ShuttingDown)
+        let opened = match self.remote(&task) {
+            None => self.0.reopen(&task, generation)?,
+            Some(shard) => shard.ask(|reply| TaskCall::Reopen { task, generation, reply }).await?,
+        };
+        Ok(Reader::new(self.clone(), opened))
     }
 
-    /// Begins a write. Waits while the dirty limit is reached, then fails with `Busy`.
+    /// Begins a write.
     pub async fn put(&self, request: PutRequest) -> Result<Upload, ObjectError> {
-        let _ = request;
-        Err(ObjectError::ShuttingDown)
+        let task = request.target.task;
+        let ticket = match self.remote(&task) {
+            None => self.0.begin(request).await?,
+            Some(shard) => shard.ask(|reply| TaskCall::Begin { request, reply }).await?,
+        };
+        Ok(Upload::new(self.clone(), task, ticket, true))
     }
 
     /// Feeds an upload that another connection began.
     pub async fn join_upload(&self, task: TaskId, upload: u64) -> Result<Upload, ObjectError> {
-        let _ = (task, upload);
-        Err(ObjectError::ShuttingDown)
+        let ticket = match self.remote(&task) {
+            None => self.0.join(upload)?,
+            Some(shard) => shard.ask(|reply| TaskCall::Join { upload, reply }).await?,
+        };
+        Ok(Upload::new(self.clone(), task, ticket, false))
     }
 
     /// Deletes an object, here and in the backend. A missing one counts as deleted.
     pub async fn delete(&self, target: &Target) -> Result<DeleteDone, ObjectError> {
-        let _ = target;
-        Err(ObjectError::ShuttingDown)
+        match self.remote(&target.task) {
+            None => self.0.delete(target).await,
+            Some(shard) => {
+                let target = target.clone();
+                shard.ask(|reply| TaskCall::Delete { target, reply }).await
+            }
+        }
     }
 
-    /// Copies within or across buckets.
+    /// Copies within or across buckets; gives what the target then is.
     pub async fn copy(&self, source: &Target, target: &Target) -> Result<Stat, ObjectError> {
-        let _ = (source, target);
-        Err(ObjectError::ShuttingDown)
+        copy::copy(self, source, target).await
     }
 
     /// A page of a listing: the backend's, with what is written or deleted here laid over it.
     pub async fn list(&self, request: &ListRequest) -> Result<ListPage, ObjectError> {
-        let _ = request;
-        Err(ObjectError::ShuttingDown)
+        list::list(self, request).await
     }
 
     /// Creates a bucket in the backend.
     pub async fn create_bucket(&self, bucket: &str) -> Result<(), ObjectError> {
-        let _ = bucket;
-        Err(ObjectError::ShuttingDown)
+        Ok(self.0.context.backend.create_bucket(bucket.to_owned()).await?)
     }
 
     /// Name (`s3` or `oss`), region and endpoint of the backend, for clients that ask.
-    pub fn backend_info(&self) -> BackendInfo {
-        BackendInfo { name: String::new(), region: String::new(), endpoint: String::new() }
+    pub fn backend_info(&self) -> &BackendDescription {
+        &self.0.context.backend_info
+    }
+
+    /// Serves a request that another shard sent here.
+    pub fn answer(&self, call: TaskCall) {
+        self.0.answer(call);
+    }
+
+    /// Evicts, trims and reports now and then; never ends.
+    pub async fn run_housekeeping(&self) {
+        start::housekeeping(&self.0).await;
+    }
+
+    /// Writes dirty versions back; never ends.
+    pub async fn run_writeback(&self) {
+        writeback::run(self.0.clone()).await;
+    }
+
+    fn store(&self) -> &PieceStore {
+        &self.0.store
+    }
+
+    async fn piece(
+        &self,
+        task: TaskId,
+        generation: u64,
+        number: u32,
+        urgent: bool,
+    ) -> Result<PieceAnswer, ObjectError> {
+        match self.remote(&task) {
+            None => self.0.piece(&task, generation, number, urgent).await,
+            Some(shard) => shard.ask(|reply| TaskCall::Piece { task, generation, number, urgent, reply }).await,
+        }
+    }
+
+    async fn quarantine(&self, task: TaskId, generation: u64, number: u32) -> Result<(), ObjectError> {
+        match self.remote(&task) {
+            None => self.0.quarantine(&task, generation, number).await,
+            Some(shard) => shard.ask(|reply| TaskCall::Corrupt { task, generation, number, reply }).await,
+        }
+    }
+
+    async fn admit(&self, task: TaskId, upload: u64, number: u32, length: u32) -> Result<(), ObjectError> {
+        match self.remote(&task) {
+            None => self.0.admit(upload, number, length).await,
+            Some(shard) => shard.ask(|reply| TaskCall::Admit { upload, number, length, reply }).await,
+        }
+    }
+
+    async fn write_new(&self, slot: Slot) -> Result<Reservation, ObjectError> {
+        self.0.write_new(slot, None).await
+    }
+
+    async fn written(&self, task: TaskId, upload: u64, piece: WrittenPiece) -> Result<(), ObjectError> {
+        match self.remote(&task) {
+            None => self.0.written(upload, piece),
+            Some(shard) => shard.ask(|reply| TaskCall::Written { upload, piece, reply }).await,
+        }
+    }
+
+    async fn commit(
+        &self,
+        task: TaskId,
+        upload: u64,
+        length: u64,
+        crc32: Option<u32>,
+    ) -> Result<request::PutDone, ObjectError> {
+        match self.remote(&task) {
+            None => self.0.commit(upload, length, crc32).await,
+            Some(shard) => shard.ask(|reply| TaskCall::Commit { upload, length, crc32, reply }).await,
+        }
+    }
+
+    fn abort(&self, task: TaskId, upload: u64) {
+        match self.remote(&task) {
+            None => self.0.abort(upload),
+            Some(shard) => shard.tell(TaskCall::Abort { upload }),
+        }
+    }
+
+    /// The shard that owns a task, unless it is this one.
+    fn remote(&self, task: &TaskId) -> Option<Remote> {
+        let owner = self.owner_of(task);
+        (owner != self.shard()).then(|| self.shard_at(owner))
+    }
+
+    fn shard_at(&self, shard: usize) -> Remote {
+        Remote::new(self.0.context.shards[shard].clone())
     }
 }
 
-/// The backend, as clients may know it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct BackendInfo {
-    /// `s3` or `oss`.
-    pub name: String,
-    /// Region, may be empty.
-    pub region: String,
-    /// Endpoint URL, may be empty.
-    pub endpoint: String,
+/// Another shard, as one that can be asked.
+pub(crate) struct Remote(Sender<ShardMessage>);
+
+impl Remote {
+    pub(crate) fn new(mailbox: Sender<ShardMessage>) -> Remote {
+        Remote(mailbox)
+    }
+
+    /// Asks and waits for the answer.
+    pub(crate) async fn ask<T>(self, make: impl FnOnce(Reply<T>) -> TaskCall) -> Result<T, ObjectError> {
+        self.0.call(|reply| ShardMessage::Call(make(reply))).await?
+    }
+
+    /// Says something that needs no answer.
+    fn tell(self, call: TaskCall) {
+        crate::rt::shard::spawn_local(async move {
+            // A shard that has ended has forgotten what this is about.
+            let _ = self.0.send(ShardMessage::Call(call)).await;
+        });
+    }
 }
 
 /// Checks a bucket and key from outside and makes them a target.

@@ -1,15 +1,27 @@
-//! Reading one version: pieces from disk or backend, in order, with read-ahead.
+//! Reading one version: pieces from disk, memory or backend, in order, with read-ahead.
+//!
+//! The shard that holds the client's connection reads from disk itself, under a lease; only the question where a piece
+//! is goes to the task's owner. Every piece is verified before any byte of it is given out.
+//!
+//! Read-ahead takes memory only if some is free at once; just the piece that the client needs next waits for memory.
+//! So whoever waits is served by those who are being sent to, and nobody waits in a circle.
 
 use std::ops::Range;
 
 use bytes::Bytes;
 use dfstore_proto::object::Source;
+use futures_util::StreamExt;
+use futures_util::future::LocalBoxFuture;
+use futures_util::stream::FuturesOrdered;
 
 use crate::engine::Engine;
-use crate::engine::call::Opened;
+use crate::engine::call::{Opened, PieceAnswer};
 use crate::engine::error::ObjectError;
-use crate::engine::request::Stat;
-use crate::rt::arena::Slot;
+use crate::engine::fetch::busy;
+use crate::engine::request::{Stat, piece_length};
+use crate::limits::{ADMISSION_TIMEOUT, FETCH_WINDOW_PIECES, PIECE_READS_MAX, SERVE_WINDOW_PIECES};
+use crate::rt::arena::{Holder, Slot};
+use crate::rt::time::timeout;
 
 /// An opened version. It stays readable, whole, while this lives.
 #[derive(Clone)]
@@ -35,34 +47,123 @@ pub struct Chunk {
 impl Chunk {
     /// The bytes asked for. No copy.
     pub fn bytes(self) -> Bytes {
-        let wanted = self.wanted.clone();
-        self.slot.into_bytes().slice(wanted)
+        self.slot.into_bytes().slice(self.wanted)
     }
 }
 
+/// A piece as found: bytes, checksum, source.
+type Found = (Slot, u32, Source);
+
 impl Reader {
+    pub(super) fn new(engine: Engine, opened: Opened) -> Reader {
+        Reader { engine, opened }
+    }
+
     /// The version.
     pub fn stat(&self) -> &Stat {
         &self.opened.stat
     }
 
-    /// The pieces that hold the bytes `range` of the object, in order, read ahead within limits.
+    /// The pieces that hold the bytes `range` of the object, in order, read ahead within limits. The range ends at the
+    /// object's end at the latest.
     pub fn stream(&self, range: Range<u64>) -> PieceStream {
-        PieceStream { reader: self.clone(), next: range.start, end: range.end }
+        let end = range.end.min(self.stat().meta.length);
+        let start = range.start.min(end);
+        let piece_bytes = u64::from(self.stat().piece_bytes);
+        let number = |at: u64| u32::try_from(at / piece_bytes).expect("objects are at most OBJECT_BYTES_MAX");
+        let window = if self.stat().pieces_local == self.stat().piece_count() {
+            SERVE_WINDOW_PIECES
+        } else {
+            FETCH_WINDOW_PIECES
+        };
+        PieceStream {
+            reader: self.clone(),
+            next_sent: number(start),
+            next_started: number(start),
+            end_piece: if start == end { number(start) } else { number(end - 1) + 1 },
+            range: start..end,
+            window,
+            ahead: FuturesOrdered::new(),
+        }
+    }
+
+    /// Piece `number`, verified. `None` only if not `urgent`: there was no memory for it at once.
+    async fn piece(&self, number: u32, urgent: bool) -> Result<Option<Found>, ObjectError> {
+        let stat = self.stat();
+        let length = piece_length(stat.meta.length, stat.piece_bytes, number) as usize;
+        for _ in 0..PIECE_READS_MAX {
+            let answer = self.engine.piece(self.opened.task, stat.generation, number, urgent).await?;
+            let (lease, crc32, source) = match answer {
+                PieceAnswer::Memory { slot, crc32, source } => return Ok(Some((slot, crc32, source))),
+                PieceAnswer::Later => return Ok(None),
+                PieceAnswer::Disk { lease, crc32, source } => (lease, crc32, source),
+            };
+            let arena = self.engine.arena();
+            let slot = if urgent {
+                let slot = timeout(ADMISSION_TIMEOUT, arena.take(length, Holder::Serve)).await;
+                slot.map_err(|_| busy("all memory for reads is in use"))?
+            } else {
+                let Some(slot) = arena.try_take(length, Holder::Serve) else { return Ok(None) };
+                slot
+            };
+            match self.engine.store().read(&lease, length, crc32, slot).await {
+                Ok(slot) => return Ok(Some((slot, crc32, source))),
+                Err(error) => {
+                    tracing::error!(%error, number, task = %self.opened.task, "a piece cannot be read from disk");
+                    self.engine.quarantine(self.opened.task, stat.generation, number).await?;
+                }
+            }
+        }
+        Err(ObjectError::Internal(format!("piece {number} cannot be read, nor replaced from the backend")))
     }
 }
 
 /// Pieces in order.
 pub struct PieceStream {
     reader: Reader,
-    next: u64,
-    end: u64,
+    range: Range<u64>,
+    next_sent: u32,
+    next_started: u32,
+    end_piece: u32,
+    window: usize,
+    ahead: FuturesOrdered<LocalBoxFuture<'static, Result<Option<Found>, ObjectError>>>,
 }
 
 impl PieceStream {
     /// The next piece, or `None` at the end. After an error the stream is of no further use.
     pub async fn next(&mut self) -> Option<Result<Chunk, ObjectError>> {
-        let _ = (&self.reader.engine, self.next, self.end);
-        Some(Err(ObjectError::ShuttingDown))
+        if self.next_sent == self.end_piece {
+            return None;
+        }
+        while self.next_started < self.end_piece && self.ahead.len() < self.window {
+            let (reader, number) = (self.reader.clone(), self.next_started);
+            let urgent = self.ahead.is_empty();
+            self.ahead.push_back(Box::pin(async move { reader.piece(number, urgent).await }));
+            self.next_started += 1;
+        }
+        let number = self.next_sent;
+        self.next_sent += 1;
+        let found = match self.ahead.next().await {
+            Some(Ok(Some(found))) => Ok(found),
+            Some(Ok(None)) | None => match self.reader.piece(number, true).await {
+                Ok(found) => found.ok_or_else(|| ObjectError::Internal("an urgent piece was put off".into())),
+                Err(error) => Err(error),
+            },
+            Some(Err(error)) => Err(error),
+        };
+        Some(found.map(|(slot, crc32, source)| {
+            let metrics = self.reader.engine.metrics();
+            let wanted = self.wanted(number);
+            metrics.served(source, wanted.len() as u64);
+            Chunk { number, slot, crc32, source, wanted }
+        }))
+    }
+
+    /// The part of piece `number` that lies in the range.
+    fn wanted(&self, number: u32) -> Range<usize> {
+        let piece_bytes = u64::from(self.reader.stat().piece_bytes);
+        let start = u64::from(number) * piece_bytes;
+        let within = |at: u64| usize::try_from(at.clamp(start, start + piece_bytes) - start).expect("at most a piece");
+        within(self.range.start)..within(self.range.end)
     }
 }

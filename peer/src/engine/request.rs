@@ -1,5 +1,7 @@
 //! What the faces ask of the engine, and what they get back.
 
+pub use crate::sidecar::backend::{ListEntry, ListPage, ListRequest};
+
 use dfstore_proto::ids::{ObjectName, TaskId};
 use dfstore_proto::object::{ObjectMeta, Source, WriteMode};
 
@@ -102,41 +104,4 @@ pub enum DeleteDone {
     Deleted,
     /// Gone for every client of this peer, durably; the backend could not be reached and is told later.
     Pending,
-}
-
-/// A page of a listing that is asked for.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct ListRequest {
-    /// Bucket to list.
-    pub bucket: String,
-    /// Only keys that begin with this.
-    pub prefix: String,
-    /// Only keys after this one.
-    pub marker: String,
-    /// Keys are grouped at the first occurrence of this after the prefix. Empty: no grouping.
-    pub delimiter: String,
-    /// Most entries and common prefixes of the page together.
-    pub limit: usize,
-}
-
-/// One object of a listing.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ListEntry {
-    /// Object key.
-    pub key: String,
-    /// Attributes; of a listing only length, ETag, last modification and storage class are filled.
-    pub meta: ObjectMeta,
-}
-
-/// A page of a listing.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct ListPage {
-    /// Objects, ascending by key.
-    pub entries: Vec<ListEntry>,
-    /// Groups, ascending.
-    pub common_prefixes: Vec<String>,
-    /// Whether there is more after this page.
-    pub truncated: bool,
-    /// The marker of the next page, when there is more.
-    pub next_marker: String,
 }

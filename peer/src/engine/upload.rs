@@ -1,54 +1,93 @@
-//! Writing one version: pieces in any order, then one commit.
+//! Writing one version from a connection: pieces in any order, several at once, then one commit.
+//!
+//! The shard that holds the connection allocates and writes; the task's owner admits pieces, notes where they lie, and
+//! commits. Bytes are summed once, here.
 
-use crate::engine::Engine;
-use crate::engine::call::Ticket;
-use crate::engine::error::ObjectError;
-use crate::engine::request::{PutDone, Target};
-use crate::rt::arena::SlotMut;
+use std::cell::Cell;
+use std::rc::Rc;
+
 use dfstore_proto::ids::TaskId;
 
-/// An upload being fed. Several pieces may be written at once; dropping an uncommitted upload that [`Engine::put`]
-/// gave aborts it, dropping one that [`Engine::join_upload`] gave does not.
-pub struct Upload {
+use crate::engine::Engine;
+use crate::engine::call::{Ticket, WrittenPiece};
+use crate::engine::error::ObjectError;
+use crate::engine::fetch::busy;
+use crate::engine::request::PutDone;
+use crate::limits::ADMISSION_TIMEOUT;
+use crate::rt::arena::{Holder, SlotMut};
+use crate::rt::time::timeout;
+use crate::store::seal;
+
+/// An upload being fed. Several pieces may be written at once through clones. Dropping the last clone of an uncommitted
+/// upload that [`Engine::put`] gave aborts it; of one that [`Engine::join_upload`] gave it does not.
+#[derive(Clone)]
+pub struct Upload(Rc<Inner>);
+
+struct Inner {
     engine: Engine,
     task: TaskId,
     ticket: Ticket,
+    aborts: Cell<bool>,
 }
 
 impl Upload {
+    pub(super) fn new(engine: Engine, task: TaskId, ticket: Ticket, aborts: bool) -> Upload {
+        Upload(Rc::new(Inner { engine, task, ticket, aborts: Cell::new(aborts) }))
+    }
+
     /// The number by which other connections join.
     pub fn id(&self) -> u64 {
-        self.ticket.upload
+        self.0.ticket.upload
     }
 
     /// Bytes of each piece but the last.
     pub fn piece_bytes(&self) -> u32 {
-        self.ticket.piece_bytes
+        self.0.ticket.piece_bytes
     }
 
     /// Memory for `len` bytes of a piece. Waits for a while, then fails with `Busy`.
     pub async fn take_slot(&self, len: usize) -> Result<SlotMut, ObjectError> {
-        let _ = (&self.engine, len, self.task);
-        Err(ObjectError::ShuttingDown)
+        timeout(ADMISSION_TIMEOUT, self.0.engine.arena().take(len, Holder::Ingest))
+            .await
+            .map_err(|_| busy("all memory for uploads is in use"))
     }
 
     /// Writes piece `number`. Where the sender gave a checksum, the bytes must match it. Returns the checksum.
     pub async fn write_piece(&self, number: u32, slot: SlotMut, crc32: Option<u32>) -> Result<u32, ObjectError> {
-        let _ = (number, slot, crc32);
-        Err(ObjectError::ShuttingDown)
+        let Inner { engine, task, ticket, .. } = &*self.0;
+        let length = u32::try_from(slot.len()).expect("a slot is at most a piece");
+        let (slot, found) = seal(slot);
+        if let Some(expected) = crc32.filter(|expected| *expected != found) {
+            return Err(ObjectError::ChecksumMismatch(format!(
+                "piece {number} arrived with CRC32 {found:08x} instead of {expected:08x}"
+            )));
+        }
+        engine.admit(*task, ticket.upload, number, length).await?;
+        let reservation = engine.write_new(slot).await?;
+        let piece = WrittenPiece { number, length, crc32: found, reservation };
+        engine.written(*task, ticket.upload, piece).await?;
+        Ok(found)
     }
 
     /// Makes the pieces written so far the current version: `length` bytes, all pieces there, and the given checksum
-    /// of the whole where the client knows one. Returns when the mode's promise holds.
+    /// of the whole where the client knows one. Returns when the mode's promise holds. The upload is then over,
+    /// whatever came of it.
     pub async fn commit(&self, length: u64, crc32: Option<u32>) -> Result<PutDone, ObjectError> {
-        let _ = (length, crc32);
-        Err(ObjectError::ShuttingDown)
+        self.0.aborts.set(false);
+        self.0.engine.commit(self.0.task, self.0.ticket.upload, length, crc32).await
     }
 
     /// Forgets the upload and frees its space.
-    pub async fn abort(&self) {}
+    pub fn abort(&self) {
+        self.0.aborts.set(false);
+        self.0.engine.abort(self.0.task, self.0.ticket.upload);
+    }
 }
 
-/// Only for the signature above.
-#[allow(dead_code)]
-fn _target(_: &Target) {}
+impl Drop for Inner {
+    fn drop(&mut self) {
+        if self.aborts.get() {
+            self.engine.abort(self.task, self.ticket.upload);
+        }
+    }
+}

@@ -1,0 +1,108 @@
+//! What all shards share: the resources below the engine, and the counted limits of the process.
+
+use std::cell::Cell;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crate::background::BackgroundHandle;
+use crate::catalog::CatalogHandle;
+use crate::config::options::{BackendDescription, FreshnessPolicy};
+use crate::engine::call::ShardMessage;
+use crate::metrics::Metrics;
+use crate::rt::arena::Arena;
+use crate::rt::mailbox::Sender;
+use crate::sidecar::backend::BackendHandle;
+
+/// Handles that every shard's engine holds. All of them may be cloned and sent.
+#[derive(Clone)]
+pub struct Context {
+    /// Piece buffers.
+    pub arena: Arena,
+    /// The embedded database.
+    pub catalog: CatalogHandle,
+    /// The bucket behind us.
+    pub backend: BackendHandle,
+    /// Bulk reads that no client waits for.
+    pub background: BackgroundHandle,
+    /// Counters.
+    pub metrics: Metrics,
+    /// How long a clean version counts as fresh.
+    pub freshness: FreshnessPolicy,
+    /// What clients may know about the backend.
+    pub backend_info: BackendDescription,
+    /// Bytes that may not be evicted.
+    pub dirty: DirtyBudget,
+    /// The mailbox of each shard.
+    pub shards: Vec<Sender<ShardMessage>>,
+    /// Numbers for uploads, unique in this process.
+    pub upload_ids: Arc<AtomicU64>,
+}
+
+/// Bytes that may not be evicted: dirty and ephemeral versions and uploads in progress. Counted over all shards.
+#[derive(Clone)]
+pub struct DirtyBudget(Arc<Dirty>);
+
+struct Dirty {
+    bytes: AtomicU64,
+    limit_bytes: u64,
+}
+
+impl DirtyBudget {
+    /// A budget of `limit_bytes`.
+    pub fn new(limit_bytes: u64) -> DirtyBudget {
+        DirtyBudget(Arc::new(Dirty { bytes: AtomicU64::new(0), limit_bytes }))
+    }
+
+    /// An empty hold on this budget.
+    pub fn hold(&self) -> DirtyHold {
+        DirtyHold { budget: self.clone(), bytes: Cell::new(0) }
+    }
+
+    /// Bytes taken now.
+    pub fn bytes(&self) -> u64 {
+        self.0.bytes.load(Ordering::Acquire)
+    }
+
+    /// Most bytes.
+    pub fn limit_bytes(&self) -> u64 {
+        self.0.limit_bytes
+    }
+}
+
+/// The part of the budget that one upload or version takes. Given back when dropped.
+pub struct DirtyHold {
+    budget: DirtyBudget,
+    bytes: Cell<u64>,
+}
+
+impl DirtyHold {
+    /// Takes `bytes` more if they fit.
+    pub fn try_grow(&self, bytes: u64) -> bool {
+        let dirty = &self.budget.0;
+        let before = dirty.bytes.fetch_add(bytes, Ordering::AcqRel);
+        let fits = before.saturating_add(bytes) <= dirty.limit_bytes;
+        if fits {
+            self.bytes.set(self.bytes.get() + bytes);
+        } else {
+            dirty.bytes.fetch_sub(bytes, Ordering::AcqRel);
+        }
+        fits
+    }
+
+    /// What it takes now.
+    pub fn bytes(&self) -> u64 {
+        self.bytes.get()
+    }
+
+    /// Takes `bytes` more whether they fit or not: what an earlier run left on disk counts.
+    pub fn grow(&self, bytes: u64) {
+        self.budget.0.bytes.fetch_add(bytes, Ordering::AcqRel);
+        self.bytes.set(self.bytes.get() + bytes);
+    }
+}
+
+impl Drop for DirtyHold {
+    fn drop(&mut self) {
+        self.budget.0.bytes.fetch_sub(self.bytes.get(), Ordering::AcqRel);
+    }
+}

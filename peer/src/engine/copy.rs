@@ -1,0 +1,63 @@
+//! Copying an object: by the backend when it has the source, else by reading and writing here.
+
+use std::rc::Rc;
+
+use dfstore_proto::object::WriteMode;
+
+use crate::catalog::{Change, Durability};
+use crate::engine::Engine;
+use crate::engine::call::TaskCall;
+use crate::engine::error::ObjectError;
+use crate::engine::owner::Owner;
+use crate::engine::request::{PutRequest, Standing, Stat, Target};
+
+/// Copies `source` over `target`; gives what the target then is.
+pub async fn copy(engine: &Engine, source: &Target, target: &Target) -> Result<Stat, ObjectError> {
+    let reader = engine.open(source, true).await?;
+    if reader.stat().standing == Standing::Clean {
+        match engine.remote(&target.task) {
+            None => engine.0.copy_from(source, target).await?,
+            Some(shard) => {
+                let (source, target) = (source.clone(), target.clone());
+                shard.ask(|reply| TaskCall::CopyFrom { source, target, reply }).await?;
+            }
+        }
+        return engine.stat(target, true).await;
+    }
+    let mode = match reader.stat().standing {
+        Standing::Ephemeral => WriteMode::Ephemeral,
+        _ => WriteMode::AsyncWriteBack,
+    };
+    let (length, crc32) = (reader.stat().meta.length, reader.stat().crc32);
+    let meta = reader.stat().meta.clone();
+    let request = PutRequest { target: target.clone(), mode, replicas: 0, length: Some(length), meta };
+    let upload = engine.put(request).await?;
+    let mut pieces = reader.stream(0..length);
+    while let Some(chunk) = pieces.next().await {
+        let chunk = chunk?;
+        let mut slot = upload.take_slot(chunk.slot.len()).await?;
+        slot.append(&chunk.slot);
+        upload.write_piece(chunk.number, slot, Some(chunk.crc32)).await?;
+    }
+    upload.commit(length, crc32).await?;
+    engine.stat(target, false).await
+}
+
+impl Owner {
+    /// Lets the backend copy `source` over `target`, which this shard owns. What was here of the target is forgotten,
+    /// dirty or not: the copy is the newer write.
+    pub async fn copy_from(self: &Rc<Self>, source: &Target, target: &Target) -> Result<(), ObjectError> {
+        let task = self.task(target);
+        let _backend = task.backend_lock.lock().await;
+        self.context.backend.copy(source.name.clone(), target.name.clone()).await?;
+        let _commit = task.commit_lock.lock().await;
+        let changes = vec![Change::RemoveTask { task: target.task }, Change::RemoveWriteBack { task: target.task }];
+        self.context.catalog.commit(changes, Durability::Durable).await?;
+        self.queue.remove(&task);
+        self.eviction.borrow_mut().remove(&target.task);
+        if let Some(before) = self.publish(&task, None) {
+            self.let_go(before);
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,43 @@
+//! Deleting an object: first a durable tombstone, then the backend.
+//!
+//! From the tombstone on, no client of this peer sees the object and no pending upload can bring it back: the tombstone
+//! has replaced the version that was to be uploaded, and an upload under way is waited for before the backend is told.
+
+use std::rc::Rc;
+
+use crate::catalog::{Change, Durability, TaskState, WriteBackKind};
+use crate::engine::error::ObjectError;
+use crate::engine::owner::Owner;
+use crate::engine::request::{DeleteDone, Target};
+use crate::engine::version::Version;
+use crate::engine::writeback::new_record;
+use crate::limits::DELETE_WAIT;
+use crate::rt::time::{timeout, unix_ms};
+use dfstore_proto::object::ObjectMeta;
+
+impl Owner {
+    /// Deletes an object here, durably, and then in the backend. Waits for the backend for a while.
+    pub async fn delete(self: &Rc<Self>, target: &Target) -> Result<DeleteDone, ObjectError> {
+        let task = self.task(target);
+        let told = {
+            let _commit = task.commit_lock.lock().await;
+            let now_ms = unix_ms();
+            let generation = task.next_generation(now_ms);
+            let tombstone = Version::new(target.task, generation, ObjectMeta::default(), TaskState::Deleted, None);
+            let mut changes = task.current().map_or_else(Vec::new, |before| before.forgetting());
+            let record = new_record(WriteBackKind::Delete, generation, now_ms);
+            changes.push(self.record_change(&task, &tombstone));
+            // A multipart upload of the version before is of no use any more; its record goes with its parts.
+            changes.push(Change::RemoveWriteBack { task: target.task });
+            changes.push(Change::PutWriteBack { task: target.task, record: record.clone() });
+            self.context.catalog.commit(changes, Durability::Durable).await?;
+            self.publish_new(&task, Rc::new(tombstone), Some(record));
+            self.queue.outcome(&task)
+        };
+        match timeout(DELETE_WAIT, told).await {
+            Ok(Ok(outcome)) => outcome.map(|()| DeleteDone::Deleted),
+            // Told later, or replaced by a newer write, which then is what the client wanted last.
+            Ok(Err(_)) | Err(_) => Ok(DeleteDone::Pending),
+        }
+    }
+}

@@ -1,0 +1,180 @@
+//! Finding the current version of an object, and when the backend is asked about it.
+//!
+//! A version that the backend does not have is newest by definition. A clean one is served without a question while it
+//! is fresh; then one HEAD asks for all who wait. An answer that is older than a local change says nothing and is
+//! asked again. If the backend cannot be asked, what is cached is served as stale, and the backend is left alone for
+//! [`CHECK_PAUSE`](crate::limits::CHECK_PAUSE).
+
+use std::rc::Rc;
+
+use dfstore_proto::ids::TaskId;
+use dfstore_proto::object::ObjectMeta;
+use futures_util::FutureExt;
+
+use crate::catalog::{Change, Durability, TaskState};
+use crate::config::options::Freshness;
+use crate::engine::call::Opened;
+use crate::engine::error::ObjectError;
+use crate::engine::owner::Owner;
+use crate::engine::request::Target;
+use crate::engine::version::{Task, Version};
+use crate::limits::{CHECK_PAUSE, CHECK_ROUNDS_MAX};
+use crate::rt::time::unix_ms;
+use crate::sidecar::backend::BackendErrorKind;
+
+impl Owner {
+    /// The current version, opened.
+    pub async fn open(self: &Rc<Self>, target: &Target, no_cache: bool) -> Result<Opened, ObjectError> {
+        let task = self.task(target);
+        let asked_at_ms = unix_ms();
+        for _ in 0..CHECK_ROUNDS_MAX {
+            let known = task.current();
+            match &known {
+                Some(version) if version.state.get() == TaskState::Deleted => {
+                    return Err(ObjectError::NotFound(target.name.to_string()));
+                }
+                Some(version) if self.is_servable(&task, version, no_cache, asked_at_ms) => {
+                    self.eviction.borrow_mut().touch(&target.task);
+                    return Ok(version.open(false));
+                }
+                _ => {}
+            }
+            // An answer that crossed a local change was dropped: the next round sees the change.
+            if let Err(error) = self.check(&task, no_cache).await {
+                self.forget_if_unknown(&task);
+                return stale_or(&task, known, error);
+            }
+        }
+        Err(ObjectError::VersionChanged(target.name.to_string()))
+    }
+
+    /// A version that was opened before, by its number.
+    pub fn reopen(&self, task: &TaskId, generation: u64) -> Result<Opened, ObjectError> {
+        let version = self.opened_version(task, generation)?;
+        if version.state.get() == TaskState::Deleted {
+            return Err(ObjectError::VersionChanged(format!("task {task}")));
+        }
+        Ok(version.open(false))
+    }
+
+    fn is_servable(&self, task: &Task, version: &Version, force: bool, asked_at_ms: u64) -> bool {
+        match version.state.get() {
+            TaskState::Dirty | TaskState::Ephemeral => true,
+            TaskState::Deleted => false,
+            // The backend has confirmed it since this request came.
+            TaskState::Clean if version.validated_at_ms.get() >= asked_at_ms => true,
+            TaskState::Clean if force => false,
+            TaskState::Clean => match self.context.freshness.for_bucket(&task.target.name.bucket) {
+                Freshness::Immutable => true,
+                Freshness::Always => false,
+                Freshness::Ttl(ttl) => {
+                    u128::from(unix_ms().saturating_sub(version.validated_at_ms.get())) < ttl.as_millis()
+                }
+            },
+        }
+    }
+
+    /// Asks the backend for the current version, once for all who ask now.
+    async fn check(self: &Rc<Self>, task: &Rc<Task>, force: bool) -> Result<(), ObjectError> {
+        let paused_ms = u64::try_from(CHECK_PAUSE.as_millis()).unwrap_or(u64::MAX);
+        if !force && task.current().is_some() && unix_ms() < task.check_failed_at_ms.get().saturating_add(paused_ms) {
+            return Err(ObjectError::BackendUnavailable("it did not answer a moment ago".into()));
+        }
+        let running = task.check.borrow().clone();
+        let check = running.unwrap_or_else(|| {
+            let (owner, asked) = (self.clone(), task.clone());
+            let check = async move {
+                let result = owner.ask_backend(&asked).await;
+                asked.check.borrow_mut().take();
+                let failed = matches!(&result, Err(error) if error.is_retryable());
+                asked.check_failed_at_ms.set(if failed { unix_ms() } else { 0 });
+                result
+            };
+            let check = check.boxed_local().shared();
+            task.check.replace(Some(check.clone()));
+            check
+        });
+        check.await
+    }
+
+    async fn ask_backend(self: &Rc<Self>, task: &Rc<Task>) -> Result<(), ObjectError> {
+        let epoch = task.epoch.get();
+        let answer = self.context.backend.head(task.target.name.clone()).await;
+        if task.epoch.get() != epoch {
+            return Ok(());
+        }
+        match answer {
+            Ok(meta) => self.confirm(task, meta).await,
+            Err(error) if error.kind == BackendErrorKind::NotFound => {
+                let _commit = task.commit_lock.lock().await;
+                if task.epoch.get() == epoch
+                    && let Some(version) = task.current()
+                    && version.state.get() == TaskState::Clean
+                {
+                    let before = self.publish(task, None);
+                    self.retire(task, before);
+                }
+                Err(ObjectError::NotFound(task.target.name.to_string()))
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// The backend has this version now: the same as ours, or a new one.
+    pub async fn confirm(self: &Rc<Self>, task: &Rc<Task>, meta: ObjectMeta) -> Result<(), ObjectError> {
+        let epoch = task.epoch.get();
+        let _commit = task.commit_lock.lock().await;
+        if task.epoch.get() != epoch {
+            return Ok(());
+        }
+        let now_ms = unix_ms();
+        if let Some(version) = task.current()
+            && version.state.get() == TaskState::Clean
+            && is_same_content(&version.meta.borrow(), &meta)
+        {
+            version.validated_at_ms.set(now_ms);
+            return Ok(());
+        }
+        let generation = task.next_generation(now_ms);
+        let version = Version::new(task.target.task, generation, meta, TaskState::Clean, None);
+        version.validated_at_ms.set(now_ms);
+        let version = Rc::new(version);
+        let before = self.publish(task, Some(version.clone()));
+        self.eviction.borrow_mut().insert(task.target.task, 0);
+        if before.is_some() {
+            self.retire(task, before);
+        }
+        Ok(())
+    }
+
+    /// Makes the catalog's record of a clean version, with its first piece or when it is empty.
+    pub fn record_change(&self, task: &Task, version: &Version) -> Change {
+        version.recorded.set(true);
+        Change::PutTask { task: task.target.task, record: version.to_record(&task.target) }
+    }
+
+    /// Commits changes about cached data without waiting: losing them in a crash loses cache, never truth.
+    pub async fn commit_lazily(&self, changes: Vec<Change>) {
+        if let Err(error) = self.context.catalog.commit(changes, Durability::Lazy).await {
+            tracing::warn!(%error, "the catalog did not take a record of cached data");
+        }
+    }
+}
+
+/// Two answers of the backend about the same bytes.
+fn is_same_content(ours: &ObjectMeta, theirs: &ObjectMeta) -> bool {
+    ours.length == theirs.length
+        && ours.etag == theirs.etag
+        && (!ours.etag.is_empty() || ours.last_modified_ms == theirs.last_modified_ms)
+}
+
+/// What is cached, if the backend merely could not be asked.
+fn stale_or(task: &Task, known: Option<Rc<Version>>, error: ObjectError) -> Result<Opened, ObjectError> {
+    match known {
+        Some(version) if error.is_retryable() && task.is_current(&version) => {
+            tracing::debug!(object = %task.target.name, %error, "served without asking the backend");
+            Ok(version.open(true))
+        }
+        _ => Err(error),
+    }
+}

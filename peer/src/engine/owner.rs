@@ -1,0 +1,171 @@
+//! The state of one shard's tasks and the door for requests about them.
+//!
+//! Owns the task table, the uploads in progress, the index of what the backend does not know yet, and the eviction
+//! order. Everything here is single-threaded; other shards come in through [`Owner::answer`].
+
+use std::cell::RefCell;
+use std::collections::{BTreeMap, HashMap};
+use std::rc::Rc;
+
+use dfstore_proto::ids::{ObjectName, TaskId};
+
+use crate::catalog::TaskState;
+use crate::engine::call::{PendingEntry, TaskCall};
+use crate::engine::context::Context;
+use crate::engine::error::ObjectError;
+use crate::engine::put::UploadState;
+use crate::engine::request::{ListEntry, Target};
+use crate::engine::version::{Task, Version};
+use crate::engine::writeback::Queue;
+use crate::limits::{PENDING_ENTRIES_MAX, TASKS_PER_SHARD_MAX};
+use crate::metrics::ShardMetrics;
+use crate::rt::shard::spawn_local;
+use crate::store::PieceStore;
+use crate::store::evict::{Evictor, Watermarks};
+
+/// The owner of one shard's tasks.
+pub struct Owner {
+    /// This shard's number.
+    pub shard: usize,
+    /// What all shards share.
+    pub context: Context,
+    /// This shard's counters.
+    pub metrics: ShardMetrics,
+    /// Piece files.
+    pub store: PieceStore,
+    /// Every task of which something is known.
+    pub tasks: RefCell<HashMap<TaskId, Rc<Task>>>,
+    /// Versions that were replaced or evicted while someone read them.
+    pub retired: RefCell<HashMap<(TaskId, u64), Rc<Version>>>,
+    /// Uploads in progress.
+    pub uploads: RefCell<HashMap<u64, Rc<UploadState>>>,
+    /// Objects that a listing must show or hide on top of what the backend says.
+    pub pending: RefCell<BTreeMap<ObjectName, Rc<Task>>>,
+    /// When eviction starts and ends.
+    pub watermarks: Watermarks,
+    /// Who is evicted next.
+    pub eviction: RefCell<Evictor>,
+    /// What waits to be written to the backend.
+    pub queue: Queue,
+}
+
+impl Owner {
+    /// The entry of a task, made if there is none.
+    pub fn task(&self, target: &Target) -> Rc<Task> {
+        let mut tasks = self.tasks.borrow_mut();
+        tasks.entry(target.task).or_insert_with(|| Task::new(target.clone())).clone()
+    }
+
+    /// Drops entries that hold no piece when there are too many: they are only memories of questions.
+    pub fn trim_tasks(&self) {
+        let mut tasks = self.tasks.borrow_mut();
+        if tasks.len() > TASKS_PER_SHARD_MAX {
+            tasks.retain(|_, task| {
+                let idle = Rc::strong_count(task) == 1;
+                !(idle && task.current().is_none_or(|version| !version.recorded.get() && version.is_idle_clean()))
+            });
+        }
+    }
+
+    /// The entry of a task if there is one.
+    pub fn known(&self, task: &TaskId) -> Option<Rc<Task>> {
+        self.tasks.borrow().get(task).cloned()
+    }
+
+    /// Makes `version` current in memory (the catalog has it already) and keeps the index of pending objects true.
+    /// Gives the version before, which the caller retires.
+    pub fn publish(&self, task: &Rc<Task>, version: Option<Rc<Version>>) -> Option<Rc<Version>> {
+        let pending = version.as_ref().is_some_and(|version| version.state.get() != TaskState::Clean);
+        if pending {
+            self.pending.borrow_mut().insert(task.target.name.clone(), task.clone());
+        } else {
+            self.pending.borrow_mut().remove(&task.target.name);
+        }
+        task.replace(version)
+    }
+
+    /// Drops the entry of a task of which nothing is known, unless someone else is busy with it. `task` is the caller's
+    /// only handle.
+    pub fn forget_if_unknown(&self, task: &Rc<Task>) {
+        let mut tasks = self.tasks.borrow_mut();
+        // One handle is the caller's, one the table's. A task that lives outside the table would be a second truth.
+        if task.current.borrow().is_none() && Rc::strong_count(task) == 2 {
+            tasks.remove(&task.target.task);
+        }
+    }
+
+    /// The version that a reader opened: the current one or one that was replaced since.
+    pub fn opened_version(&self, task: &TaskId, generation: u64) -> Result<Rc<Version>, ObjectError> {
+        let current = self.known(task).and_then(|task| task.current());
+        if let Some(version) = current.filter(|version| version.generation == generation) {
+            return Ok(version);
+        }
+        self.retired
+            .borrow()
+            .get(&(*task, generation))
+            .cloned()
+            .ok_or_else(|| ObjectError::VersionChanged(format!("task {task}")))
+    }
+
+    /// Objects of a bucket that a listing must show or hide.
+    pub fn pending_of(&self, bucket: &str, prefix: &str, marker: &str) -> Vec<PendingEntry> {
+        let pending = self.pending.borrow();
+        let from = ObjectName::new(bucket, prefix.max(marker));
+        pending
+            .range(from..)
+            .take_while(|(name, _)| name.bucket == bucket)
+            .filter(|(name, _)| name.key.starts_with(prefix) && name.key.as_str() > marker)
+            .take(PENDING_ENTRIES_MAX)
+            .filter_map(|(name, task)| {
+                let version = task.current()?;
+                Some(match version.state.get() {
+                    TaskState::Deleted => PendingEntry::Deleted(name.key.clone()),
+                    _ => {
+                        PendingEntry::Present(ListEntry { key: name.key.clone(), meta: version.meta.borrow().clone() })
+                    }
+                })
+            })
+            .collect()
+    }
+
+    /// Serves a request from another shard. Runs beside others; a dropped answer is the asker's business.
+    pub fn answer(self: &Rc<Self>, call: TaskCall) {
+        let owner = self.clone();
+        match call {
+            TaskCall::Piece { task, generation, number, urgent, reply } => {
+                spawn_local(async move { drop(reply.send(owner.piece(&task, generation, number, urgent).await)) })
+            }
+            TaskCall::Open { target, no_cache, reply } => {
+                spawn_local(async move { drop(reply.send(owner.open(&target, no_cache).await)) })
+            }
+            TaskCall::Reopen { task, generation, reply } => drop(reply.send(owner.reopen(&task, generation))),
+            TaskCall::Corrupt { task, generation, number, reply } => {
+                spawn_local(async move { drop(reply.send(owner.quarantine(&task, generation, number).await)) })
+            }
+            TaskCall::Begin { request, reply } => {
+                spawn_local(async move { drop(reply.send(owner.begin(request).await)) })
+            }
+            TaskCall::Join { upload, reply } => drop(reply.send(owner.join(upload))),
+            TaskCall::Admit { upload, number, length, reply } => {
+                spawn_local(async move { drop(reply.send(owner.admit(upload, number, length).await)) })
+            }
+            TaskCall::Written { upload, piece, reply } => drop(reply.send(owner.written(upload, piece))),
+            TaskCall::Commit { upload, length, crc32, reply } => {
+                spawn_local(async move { drop(reply.send(owner.commit(upload, length, crc32).await)) })
+            }
+            TaskCall::Abort { upload } => owner.abort(upload),
+            TaskCall::Delete { target, reply } => {
+                spawn_local(async move { drop(reply.send(owner.delete(&target).await)) })
+            }
+            TaskCall::CopyFrom { source, target, reply } => {
+                spawn_local(async move { drop(reply.send(owner.copy_from(&source, &target).await)) })
+            }
+            TaskCall::Evict { bytes, reply } => {
+                spawn_local(async move { drop(reply.send(Ok(owner.evict(bytes, None).await))) })
+            }
+            TaskCall::Pending { bucket, prefix, marker, reply } => {
+                drop(reply.send(Ok(owner.pending_of(&bucket, &prefix, &marker))))
+            }
+        }
+    }
+}

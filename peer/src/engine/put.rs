@@ -1,0 +1,266 @@
+//! Writing an object: admission, pieces in any order, one commit.
+//!
+//! What is promised when [`Owner::commit`] returns: in the asynchronous mode the bytes are synced and the catalog's
+//! record of them, with the entry in the write-back queue, is durable; in the synchronous mode the backend has the
+//! object; an ephemeral object is as durable as an asynchronous one and has no queue entry. Until then nobody sees
+//! anything of it, and a crash leaves nothing of it: nothing durable names its blocks.
+
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
+use std::rc::Rc;
+use std::sync::atomic::Ordering;
+
+use dfstore_proto::crc::whole_crc32;
+use dfstore_proto::object::{ObjectMeta, WriteMode};
+
+use crate::catalog::{Change, Durability, TaskState, WriteBackKind, WriteBackRecord};
+use crate::engine::call::{Ticket, WrittenPiece};
+use crate::engine::context::DirtyHold;
+use crate::engine::error::ObjectError;
+use crate::engine::fetch::busy;
+use crate::engine::owner::Owner;
+use crate::engine::request::{PutDone, PutRequest, Standing, piece_count, piece_length};
+use crate::engine::version::{StoredPiece, Task, Version};
+use crate::engine::writeback::{Outgoing, new_record};
+use crate::limits::{ADMISSION_POLL, ADMISSION_TIMEOUT, OBJECT_BYTES_MAX, PIECE_BYTES, UPLOADS_PER_SHARD_MAX};
+use crate::rt::time::{sleep, unix_ms};
+
+/// An upload in progress.
+pub struct UploadState {
+    ticket: Ticket,
+    request: PutRequest,
+    pieces: RefCell<BTreeMap<u32, WrittenPiece>>,
+    dirty: DirtyHold,
+    closed: Cell<bool>,
+}
+
+/// The contents of a version that is about to be made.
+struct Written {
+    length: u64,
+    crc32: u32,
+    pieces: Vec<StoredPiece>,
+}
+
+impl Owner {
+    /// Begins an upload.
+    pub async fn begin(self: &Rc<Self>, request: PutRequest) -> Result<Ticket, ObjectError> {
+        let limit_bytes = self.context.dirty.limit_bytes();
+        if let Some(length) = request.length.filter(|length| *length > OBJECT_BYTES_MAX.min(limit_bytes)) {
+            return Err(ObjectError::NoSpace(format!(
+                "{}: {length} bytes, while storage.dirtyLimit is {limit_bytes} bytes",
+                request.target.name
+            )));
+        }
+        if self.store.is_poisoned() {
+            return Err(ObjectError::Poisoned);
+        }
+        if self.uploads.borrow().len() >= UPLOADS_PER_SHARD_MAX {
+            return Err(busy("too many uploads are in progress"));
+        }
+        let upload = self.context.upload_ids.fetch_add(1, Ordering::Relaxed);
+        let ticket = Ticket { upload, piece_bytes: PIECE_BYTES };
+        let state = UploadState {
+            ticket,
+            request,
+            pieces: RefCell::default(),
+            dirty: self.context.dirty.hold(),
+            closed: Cell::new(false),
+        };
+        self.uploads.borrow_mut().insert(upload, Rc::new(state));
+        Ok(ticket)
+    }
+
+    /// Lets another connection feed an upload.
+    pub fn join(&self, upload: u64) -> Result<Ticket, ObjectError> {
+        self.upload(upload).map(|state| state.ticket)
+    }
+
+    fn upload(&self, upload: u64) -> Result<Rc<UploadState>, ObjectError> {
+        self.uploads.borrow().get(&upload).cloned().ok_or(ObjectError::UploadUnknown(upload))
+    }
+
+    /// Lets one more piece in, as soon as the dirty limit allows it.
+    pub async fn admit(&self, upload: u64, number: u32, length: u32) -> Result<(), ObjectError> {
+        let state = self.upload(upload)?;
+        let fits = u64::from(number) * u64::from(PIECE_BYTES) + u64::from(length) <= OBJECT_BYTES_MAX;
+        if length == 0 || length > PIECE_BYTES || !fits {
+            return Err(ObjectError::InvalidArgument(format!(
+                "piece {number} of {length} bytes is not one of an object"
+            )));
+        }
+        let waits = ADMISSION_TIMEOUT.as_millis() / ADMISSION_POLL.as_millis();
+        for _ in 0..waits {
+            if state.closed.get() {
+                return Err(ObjectError::UploadUnknown(upload));
+            }
+            if state.dirty.try_grow(u64::from(length)) {
+                return Ok(());
+            }
+            sleep(ADMISSION_POLL).await;
+        }
+        Err(busy("the limit of bytes that wait for the backend (storage.dirtyLimit) is reached"))
+    }
+
+    /// Notes a piece that is on disk (not yet synced).
+    pub fn written(&self, upload: u64, piece: WrittenPiece) -> Result<(), ObjectError> {
+        let state = self.upload(upload)?;
+        state.pieces.borrow_mut().insert(piece.number, piece);
+        Ok(())
+    }
+
+    /// Forgets an upload. Its space is free when the writes under way have ended.
+    pub fn abort(&self, upload: u64) {
+        if let Some(state) = self.uploads.borrow_mut().remove(&upload) {
+            state.closed.set(true);
+        }
+    }
+
+    /// Makes the upload the current version, with the promise of its mode.
+    pub async fn commit(self: &Rc<Self>, upload: u64, length: u64, crc32: Option<u32>) -> Result<PutDone, ObjectError> {
+        let state = self.upload(upload)?;
+        self.abort(upload);
+        let written = state.take_written(length, crc32)?;
+        let synced = self.store.sync(written.pieces.iter().map(|piece| piece.lease.extents())).await;
+        let outcome = match synced {
+            Ok(()) => self.make_version(&state, &written).await,
+            Err(error) => Err(error.into()),
+        };
+        if outcome.is_err() {
+            for piece in written.pieces {
+                piece.lease.retire();
+            }
+        }
+        outcome
+    }
+
+    async fn make_version(self: &Rc<Self>, state: &Rc<UploadState>, written: &Written) -> Result<PutDone, ObjectError> {
+        let request = &state.request;
+        let task = self.task(&request.target);
+        let meta = ObjectMeta {
+            length: written.length,
+            digest: format!("crc32:{:08x}", written.crc32),
+            ..request.meta.clone()
+        };
+        match request.mode {
+            WriteMode::AsyncWriteBack => self.install(&task, meta, TaskState::Dirty, state, written).await,
+            WriteMode::Ephemeral => self.install(&task, meta, TaskState::Ephemeral, state, written).await,
+            WriteMode::WriteBack => {
+                let _backend = task.backend_lock.lock().await;
+                let outgoing = Outgoing {
+                    name: request.target.name.clone(),
+                    meta,
+                    crc32: Some(written.crc32),
+                    pieces: written.pieces.clone(),
+                };
+                let meta = self.send(&outgoing, None).await?;
+                self.install(&task, meta, TaskState::Clean, state, written).await
+            }
+        }
+    }
+
+    /// Puts the new version into the catalog, durably, then makes it the current one.
+    async fn install(
+        self: &Rc<Self>,
+        task: &Rc<Task>,
+        mut meta: ObjectMeta,
+        state: TaskState,
+        upload: &UploadState,
+        written: &Written,
+    ) -> Result<PutDone, ObjectError> {
+        let _commit = task.commit_lock.lock().await;
+        let now_ms = unix_ms();
+        let generation = task.next_generation(now_ms);
+        if state != TaskState::Clean {
+            meta.etag = format!("\"{:08x}-{generation:x}\"", written.crc32);
+            meta.last_modified_ms = now_ms;
+        }
+        let version = Version::new(task.target.task, generation, meta, state, Some(written.crc32));
+        version.validated_at_ms.set(now_ms);
+        for (number, piece) in (0..).zip(&written.pieces) {
+            version.put_stored(number, piece.clone());
+        }
+        let mut changes = task.current().map_or_else(Vec::new, |before| before.forgetting());
+        changes.push(self.record_change(task, &version));
+        changes.extend((0..).zip(&written.pieces).map(|(number, piece)| version.piece_change(number, piece)));
+        let queued = (state == TaskState::Dirty).then(|| new_record(WriteBackKind::Put, generation, now_ms));
+        changes.push(match &queued {
+            Some(record) => Change::PutWriteBack { task: version.task, record: record.clone() },
+            None => Change::RemoveWriteBack { task: version.task },
+        });
+        self.context.catalog.commit(changes, Durability::Durable).await?;
+        if state != TaskState::Clean {
+            // The upload's own hold ends with it: for a moment both count, never neither.
+            let hold = self.context.dirty.hold();
+            hold.grow(upload.dirty.bytes());
+            version.dirty.replace(Some(hold));
+        }
+        let done = self.publish_new(task, Rc::new(version), queued);
+        self.evict_to_watermark().await;
+        Ok(done)
+    }
+
+    /// Shows a version that is durable to everyone, lets the one before go, and queues it for the backend.
+    pub fn publish_new(
+        self: &Rc<Self>,
+        task: &Rc<Task>,
+        version: Rc<Version>,
+        queued: Option<WriteBackRecord>,
+    ) -> PutDone {
+        let done = PutDone {
+            generation: version.generation,
+            meta: version.meta.borrow().clone(),
+            standing: version.open(false).stat.standing,
+        };
+        if let Some(before) = self.publish(task, Some(version.clone())) {
+            self.let_go(before);
+        }
+        let mut eviction = self.eviction.borrow_mut();
+        eviction.remove(&version.task);
+        eviction.insert(version.task, version.disk_bytes());
+        drop(eviction);
+        self.queue.remove(task);
+        if let Some(record) = queued {
+            self.queue.push(task.clone(), record, BTreeMap::new());
+        }
+        done
+    }
+}
+
+impl UploadState {
+    /// The pieces, checked: all there, of the right lengths, and with the right checksum of the whole.
+    fn take_written(&self, length: u64, crc32: Option<u32>) -> Result<Written, ObjectError> {
+        let pieces = self.pieces.take();
+        let wanted = piece_count(length.min(OBJECT_BYTES_MAX), PIECE_BYTES) as usize;
+        let fits = pieces.len() == wanted
+            && pieces.values().zip(0..).all(|(piece, number)| {
+                piece.number == number && piece.length == piece_length(length, PIECE_BYTES, number)
+            });
+        if !fits {
+            let bytes: u64 = pieces.values().map(|piece| u64::from(piece.length)).sum();
+            return Err(ObjectError::InvalidArgument(format!(
+                "{} is not whole: {length} bytes were announced, {} pieces with {bytes} bytes arrived",
+                self.request.target.name,
+                pieces.len()
+            )));
+        }
+        let whole = whole_crc32(length, PIECE_BYTES, pieces.values().map(|piece| piece.crc32));
+        if let Some(expected) = crc32.filter(|expected| *expected != whole) {
+            return Err(ObjectError::ChecksumMismatch(format!(
+                "{} arrived with CRC32 {whole:08x} instead of {expected:08x}",
+                self.request.target.name
+            )));
+        }
+        let pieces = pieces
+            .into_values()
+            .map(|piece| StoredPiece { length: piece.length, crc32: piece.crc32, lease: piece.reservation.keep() })
+            .collect();
+        Ok(Written { length, crc32: whole, pieces })
+    }
+}
+
+impl PutDone {
+    /// Whether the backend has it.
+    pub fn is_in_backend(&self) -> bool {
+        self.standing == Standing::Clean
+    }
+}

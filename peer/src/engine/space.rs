@@ -1,0 +1,155 @@
+//! Disk space: allocation with eviction, and letting versions go.
+//!
+//! Invariant: blocks are reused only after the catalog durably no longer names them and nobody reads them. The store's
+//! leases count the readers; the order of the commit before [`retire`](crate::store::Lease::retire) is kept here.
+
+use std::rc::Rc;
+
+use dfstore_proto::ids::TaskId;
+
+use crate::catalog::{Change, Durability};
+use crate::engine::Remote;
+use crate::engine::call::TaskCall;
+use crate::engine::error::ObjectError;
+use crate::engine::owner::Owner;
+use crate::engine::version::{Task, Version};
+use crate::limits::{EVICT_ROUNDS_MAX, RETIRED_POLL};
+use crate::rt::arena::Slot;
+use crate::rt::shard::spawn_local;
+use crate::rt::time::sleep;
+use crate::store::Reservation;
+
+impl Owner {
+    /// Space for `slot` with the bytes written to it (not yet synced), evicting clean versions if need be; `spare` is
+    /// not evicted for it.
+    pub async fn write_new(self: &Rc<Self>, slot: Slot, spare: Option<&TaskId>) -> Result<Reservation, ObjectError> {
+        let mut rounds = 0;
+        loop {
+            match self.store.allocate(slot.len()).await {
+                Ok(reservation) => {
+                    self.store.write(&reservation, slot).await?;
+                    return Ok(reservation);
+                }
+                Err(error) if error.is_space() && rounds < EVICT_ROUNDS_MAX => {
+                    rounds += 1;
+                    if self.evict_anywhere(slot.len() as u64, spare).await == 0 {
+                        tracing::warn!(%error, "no space, and nothing to evict");
+                        return Err(error.into());
+                    }
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+
+    /// Evicts here, or on the other shards when nothing can go here. Gives the bytes that became free.
+    async fn evict_anywhere(self: &Rc<Self>, bytes: u64, spare: Option<&TaskId>) -> u64 {
+        let mut freed = self.evict(bytes, spare).await;
+        for (shard, mailbox) in self.context.shards.iter().enumerate() {
+            if freed == 0 && shard != self.shard {
+                let remote = Remote::new(mailbox.clone());
+                freed += remote.ask(|reply| TaskCall::Evict { bytes, reply }).await.unwrap_or(0);
+            }
+        }
+        freed
+    }
+
+    /// Evicts clean versions of this shard that nobody reads until about `bytes` are free. Gives the bytes that became
+    /// free.
+    pub async fn evict(self: &Rc<Self>, bytes: u64, spare: Option<&TaskId>) -> u64 {
+        let victims = self.eviction.borrow_mut().victims(bytes, |task| {
+            Some(task) != spare
+                && self.known(task).and_then(|task| task.current()).is_some_and(|version| is_evictable(&version))
+        });
+        let mut freed = 0;
+        let mut changes = Vec::new();
+        let mut gone = Vec::new();
+        for id in victims {
+            let Some(task) = self.known(&id) else { continue };
+            // A commit under way replaces the version anyway.
+            let Some(commit) = task.commit_lock.try_lock() else { continue };
+            let Some(version) = self.publish(&task, None) else { continue };
+            self.eviction.borrow_mut().remove(&id);
+            freed += version.disk_bytes();
+            if version.recorded.get() {
+                changes.push(Change::RemoveTask { task: version.task });
+            }
+            gone.push(version);
+            drop(commit);
+            self.forget_if_unknown(&task);
+        }
+        if gone.is_empty() {
+            return 0;
+        }
+        let pieces = gone.iter().map(|version| u64::from(version.stored_count.get())).sum();
+        self.metrics.evicted(pieces, freed);
+        if let Err(error) = self.context.catalog.commit(changes, Durability::Durable).await {
+            tracing::error!(%error, "evicted space is not reused: the catalog did not take the removal");
+            return 0;
+        }
+        for version in gone {
+            self.let_go(version);
+        }
+        freed
+    }
+
+    /// Keeps the space in use under the watermark, so that writers seldom wait for eviction.
+    pub async fn evict_to_watermark(self: &Rc<Self>) {
+        let stats = self.store.stats();
+        let own_bytes = self.eviction.borrow().bytes();
+        let excess = self.watermarks.excess_bytes(stats.capacity_bytes, stats.used_bytes, own_bytes);
+        if excess > 0 {
+            self.evict(excess, None).await;
+        }
+    }
+
+    /// A version that is no longer current, and that the catalog may still name: has it forgotten there, then lets go
+    /// of its space.
+    pub fn retire(self: &Rc<Self>, task: &Rc<Task>, version: Option<Rc<Version>>) {
+        let Some(version) = version else { return };
+        let changes = match task.current() {
+            // The record of the task is (or will be) that of the newer version.
+            Some(_) => version.forgetting(),
+            None if version.recorded.get() => vec![Change::RemoveTask { task: version.task }],
+            None => Vec::new(),
+        };
+        self.keep_reachable(&version);
+        let owner = self.clone();
+        spawn_local(async move {
+            let removed =
+                changes.is_empty() || owner.context.catalog.commit(changes, Durability::Durable).await.is_ok();
+            if removed {
+                owner.let_go(version);
+            }
+        });
+    }
+
+    /// The catalog no longer names this version: its space is free as soon as nobody reads it.
+    pub fn let_go(self: &Rc<Self>, version: Rc<Version>) {
+        for (_, piece) in version.stored_pieces() {
+            piece.lease.retire();
+        }
+        self.keep_reachable(&version);
+    }
+
+    /// Those who opened the version may still ask for its pieces; while it is in the table, its leases live.
+    fn keep_reachable(self: &Rc<Self>, version: &Rc<Version>) {
+        let key = (version.task, version.generation);
+        if !version.pin.is_shared() || self.retired.borrow().contains_key(&key) {
+            return;
+        }
+        self.retired.borrow_mut().insert(key, version.clone());
+        let (owner, pin) = (self.clone(), version.pin.clone());
+        spawn_local(async move {
+            // One holder is the version, one this task.
+            while pin.holders() > 2 {
+                sleep(RETIRED_POLL).await;
+            }
+            owner.retired.borrow_mut().remove(&key);
+        });
+    }
+}
+
+fn is_evictable(version: &Version) -> bool {
+    version.is_idle_clean() && version.stored_count.get() > 0
+}

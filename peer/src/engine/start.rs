@@ -1,0 +1,209 @@
+//! Making a shard's engine from what the catalog holds, and its housekeeping.
+//!
+//! The main thread reads the catalog once and deals the tasks out ([`Inventory`]); each shard builds its table from its
+//! share. What was acknowledged is there again: dirty versions with their queue entries, tombstones, ephemeral objects.
+//! A clean version of which pieces are missing is still right, merely incomplete. A dirty one of which pieces are
+//! missing or damaged is set aside loudly: its bytes cannot be had from anywhere else.
+
+use std::cell::RefCell;
+use std::collections::{BTreeMap, HashMap};
+use std::rc::Rc;
+
+use dfstore_proto::ids::TaskId;
+
+use crate::catalog::{
+    Change, Loaded, PartRecord, PieceKey, PieceRecord, PieceSet, TaskRecord, TaskState, WriteBackKind, WriteBackRecord,
+};
+use crate::engine::Engine;
+use crate::engine::context::Context;
+use crate::engine::owner::Owner;
+use crate::engine::request::Target;
+use crate::engine::version::{StoredPiece, Task, Version};
+use crate::engine::writeback::{Queue, new_record};
+use crate::limits::HOUSEKEEPING_PERIOD;
+use crate::metrics::{CacheSize, WriteBackState};
+use crate::rt::time::{sleep, unix_ms};
+use crate::store::evict::{Evictor, Watermarks};
+use crate::store::recover::{Belongs, Found, recover};
+use crate::store::{Lease, StoreSeed};
+
+/// One task as the catalog has it, with the pieces that were found good.
+pub struct TaskInventory {
+    task: TaskId,
+    record: TaskRecord,
+    pieces: Vec<(u32, PieceRecord, Lease)>,
+    writeback: Option<WriteBackRecord>,
+    parts: BTreeMap<u32, PartRecord>,
+}
+
+/// What the catalog holds, dealt out to the shards.
+pub struct Inventory {
+    /// For each shard its tasks.
+    pub shards: Vec<Vec<TaskInventory>>,
+    /// The removal of records that are of no use any more: to be committed before anything else.
+    pub cleanup: Vec<Change>,
+}
+
+impl Inventory {
+    /// Deals out what was loaded, and claims the space of every good piece.
+    pub fn new(loaded: Loaded, seed: &StoreSeed, shards: usize) -> Inventory {
+        let mut cleanup = Vec::new();
+        let current: HashMap<TaskId, (u64, bool)> = loaded
+            .tasks
+            .iter()
+            .map(|(task, record)| (*task, (record.generation, record.state == TaskState::Clean)))
+            .collect();
+        let mut pieces = claim_pieces(loaded.pieces, &current, seed, &mut cleanup);
+        let mut writebacks: HashMap<TaskId, WriteBackRecord> = loaded.writebacks.into_iter().collect();
+        let mut parts: HashMap<TaskId, BTreeMap<u32, PartRecord>> = HashMap::new();
+        for (task, number, record) in loaded.parts {
+            parts.entry(task).or_default().insert(number, record);
+        }
+        let mut dealt: Vec<Vec<TaskInventory>> = (0..shards).map(|_| Vec::new()).collect();
+        for (task, record) in loaded.tasks {
+            let inventory = TaskInventory {
+                task,
+                pieces: pieces.remove(&task).unwrap_or_default(),
+                writeback: writebacks.remove(&task).filter(|entry| entry.generation == record.generation),
+                parts: parts.remove(&task).unwrap_or_default(),
+                record,
+            };
+            dealt[task.owner(shards)].push(inventory);
+        }
+        cleanup.extend(writebacks.into_keys().map(|task| Change::RemoveWriteBack { task }));
+        Inventory { shards: dealt, cleanup }
+    }
+}
+
+/// Claims the space of the pieces.
+fn claim_pieces(
+    loaded: Vec<(PieceKey, PieceRecord)>,
+    current: &HashMap<TaskId, (u64, bool)>,
+    seed: &StoreSeed,
+    cleanup: &mut Vec<Change>,
+) -> HashMap<TaskId, Vec<(u32, PieceRecord, Lease)>> {
+    let belongs = |key: &PieceKey| match current.get(&key.task) {
+        Some((generation, true)) if *generation == key.generation => Belongs::Clean,
+        Some((generation, false)) if *generation == key.generation => Belongs::OnlyHere,
+        _ => Belongs::Nothing,
+    };
+    let found: Vec<Found<(PieceKey, PieceRecord)>> = loaded
+        .into_iter()
+        .map(|(key, record)| Found { belongs: belongs(&key), extents: record.extents.clone(), piece: (key, record) })
+        .collect();
+    let recovered = recover(seed, found);
+    let mut kept: HashMap<TaskId, Vec<(u32, PieceRecord, Lease)>> = HashMap::new();
+    for ((key, record), lease) in recovered.kept {
+        kept.entry(key.task).or_default().push((key.number, record, lease));
+    }
+    for (key, _) in &recovered.quarantined {
+        tracing::error!(task = %key.task, number = key.number, "a piece that only this peer has lies where it cannot be");
+    }
+    for (key, _) in &recovered.dropped {
+        let pieces = PieceSet::Numbers(vec![key.number]);
+        cleanup.push(Change::RemovePieces { task: key.task, generation: key.generation, pieces });
+    }
+    kept
+}
+
+impl Engine {
+    /// The engine of one shard. To be called on the shard's thread.
+    pub fn start(
+        shard: usize,
+        context: Context,
+        seed: &StoreSeed,
+        watermarks: Watermarks,
+        tasks: Vec<TaskInventory>,
+    ) -> Engine {
+        let owner = Owner {
+            shard,
+            metrics: context.metrics.shard(shard),
+            context,
+            store: seed.shard(shard),
+            tasks: RefCell::default(),
+            retired: RefCell::default(),
+            uploads: RefCell::default(),
+            pending: RefCell::default(),
+            watermarks,
+            eviction: RefCell::new(Evictor::default()),
+            queue: Queue::default(),
+        };
+        let owner = Rc::new(owner);
+        for inventory in tasks {
+            owner.restore(inventory);
+        }
+        Engine(owner)
+    }
+}
+
+impl Owner {
+    fn restore(&self, inventory: TaskInventory) {
+        let TaskInventory { task, record, pieces, writeback, parts } = inventory;
+        let entry = Task::new(Target { name: record.name.clone(), task });
+        let version = Rc::new(Version::from_record(task, record));
+        for (number, record, lease) in pieces {
+            version.put_stored(number, StoredPiece { length: record.length, crc32: record.crc32, lease });
+        }
+        let state = version.state.get();
+        if matches!(state, TaskState::Dirty | TaskState::Ephemeral) {
+            let hold = self.context.dirty.hold();
+            hold.grow(version.meta.borrow().length);
+            version.dirty.replace(Some(hold));
+            if !version.is_whole() {
+                tracing::error!(object = %entry.target.name, "pieces of an object that is not in the backend are lost");
+            }
+        }
+        self.eviction.borrow_mut().insert(task, version.disk_bytes());
+        self.tasks.borrow_mut().insert(task, entry.clone());
+        self.publish(&entry, Some(version.clone()));
+        let kind = match state {
+            TaskState::Dirty => WriteBackKind::Put,
+            TaskState::Deleted => WriteBackKind::Delete,
+            TaskState::Clean | TaskState::Ephemeral => return,
+        };
+        // The entry is committed together with the version; were it missing, a new one does the same.
+        let record = writeback.unwrap_or_else(|| new_record(kind, version.generation, unix_ms()));
+        self.queue.push(entry, record, parts);
+    }
+}
+
+/// Evicts, trims and reports now and then; never ends.
+pub async fn housekeeping(owner: &Rc<Owner>) {
+    loop {
+        owner.evict_to_watermark().await;
+        owner.trim_tasks();
+        owner.report();
+        sleep(HOUSEKEEPING_PERIOD).await;
+    }
+}
+
+impl Owner {
+    fn report(&self) {
+        let queue = self.queue.stats();
+        self.metrics.set_writeback(WriteBackState {
+            dirty_bytes: self.dirty_bytes(),
+            queued: queue.waiting as u64,
+            dead_letters: queue.dead as u64,
+            oldest_unix_ms: queue.oldest_ms,
+        });
+        let tasks = self.tasks.borrow();
+        let pieces =
+            tasks.values().filter_map(|task| task.current()).map(|version| u64::from(version.stored_count.get()));
+        self.metrics.set_cache(CacheSize {
+            bytes: self.eviction.borrow().bytes(),
+            pieces: pieces.sum(),
+            tasks: tasks.len() as u64,
+        });
+        self.metrics.set_mailbox(self.context.shards[self.shard].len());
+        if self.store.is_poisoned() {
+            self.context.metrics.set_poisoned();
+        }
+    }
+
+    /// Bytes of this shard's versions that the backend does not have.
+    fn dirty_bytes(&self) -> u64 {
+        let pending = self.pending.borrow();
+        let versions = pending.values().filter_map(|task| task.current());
+        versions.filter(|version| version.state.get() == TaskState::Dirty).map(|v| v.meta.borrow().length).sum()
+    }
+}

@@ -1,0 +1,163 @@
+//! The write-back queue of one shard: what the backend is still to be told.
+//!
+//! Entries are durable in the catalog before a client is acknowledged; this is their order in memory and the workers
+//! that carry them out. An entry belongs to one version (or tombstone): when that is no longer current, the entry is
+//! void. The task's `backend_lock` is held while the backend is told, so an older version never overwrites a newer one.
+//!
+//! What can heal (network, 5xx, SlowDown, clock skew) is tried again without end, with capped backoff. What cannot
+//! (no such bucket, access denied) sets the entry aside as a dead letter: it stays dirty, is counted and logged, and
+//! a restart tries it once more.
+
+mod queue;
+mod send;
+
+use std::rc::Rc;
+use std::time::Duration;
+
+pub use queue::{Entry, Queue};
+pub use send::Outgoing;
+
+use crate::catalog::{Change, Durability, TaskState, WriteBackKind, WriteBackRecord};
+use crate::engine::error::ObjectError;
+use crate::engine::owner::Owner;
+use crate::engine::version::Version;
+use crate::limits::{WRITEBACK_OBJECTS_MAX, WRITEBACK_RETRY_DELAY, WRITEBACK_RETRY_DELAY_MAX};
+use crate::rt::shard::spawn_local;
+use crate::rt::time::unix_ms;
+
+/// A fresh queue entry.
+pub fn new_record(kind: WriteBackKind, generation: u64, now_ms: u64) -> WriteBackRecord {
+    WriteBackRecord {
+        kind,
+        generation,
+        sequence: generation,
+        queued_at_ms: now_ms,
+        attempts: 0,
+        last_error: String::new(),
+        dead: false,
+        upload: None,
+    }
+}
+
+/// Carries out the queue of one shard; never ends.
+pub async fn run(owner: Rc<Owner>) {
+    loop {
+        while owner.queue.running() < WRITEBACK_OBJECTS_MAX {
+            let Some(entry) = owner.queue.start_next(unix_ms()) else { break };
+            let owner = owner.clone();
+            spawn_local(async move { owner.attempt(entry).await });
+        }
+        owner.queue.changed().await;
+    }
+}
+
+impl Owner {
+    async fn attempt(self: &Rc<Self>, entry: Rc<Entry>) {
+        let _backend = entry.task.backend_lock.lock().await;
+        let Some(version) = entry.task.current().filter(|version| version.generation == entry.generation) else {
+            self.queue.finish(&entry, None);
+            return;
+        };
+        let kind = entry.record.borrow().kind;
+        let result = match kind {
+            WriteBackKind::Delete => self.tell_delete(&version, &entry).await,
+            WriteBackKind::Put => self.tell_put(&version, &entry).await,
+        };
+        match result {
+            Ok(()) => {
+                self.context.metrics.writeback_attempted(true);
+                self.queue.finish(&entry, Some(Ok(())));
+            }
+            Err(error) if error.is_retryable() => self.put_off(&entry, &error).await,
+            Err(error) => self.give_up(&version, &entry, error).await,
+        }
+    }
+
+    async fn tell_put(self: &Rc<Self>, version: &Rc<Version>, entry: &Rc<Entry>) -> Result<(), ObjectError> {
+        let outgoing = Outgoing {
+            name: entry.task.target.name.clone(),
+            meta: version.meta.borrow().clone(),
+            crc32: version.crc32,
+            pieces: version.stored_pieces().into_iter().map(|(_, piece)| piece).collect(),
+        };
+        if !version.is_whole() {
+            return Err(ObjectError::Internal(format!("{} is not whole on disk", outgoing.name)));
+        }
+        let meta = self.send(&outgoing, Some(entry)).await?;
+        let _commit = entry.task.commit_lock.lock().await;
+        if !entry.task.is_current(version) {
+            return Ok(());
+        }
+        version.meta.replace(meta);
+        version.state.set(TaskState::Clean);
+        version.validated_at_ms.set(unix_ms());
+        let changes = vec![self.record_change(&entry.task, version), Change::RemoveWriteBack { task: version.task }];
+        if let Err(error) = self.context.catalog.commit(changes, Durability::Durable).await {
+            // After a restart it counts as dirty and is sent once more: the same bytes.
+            tracing::warn!(%error, object = %outgoing.name, "the catalog did not take the end of a write-back");
+        }
+        // Still current, no longer pending: every question under way is now out of date.
+        self.publish(&entry.task, Some(version.clone()));
+        version.dirty.take();
+        tracing::debug!(object = %outgoing.name, generation = version.generation, "written back");
+        Ok(())
+    }
+
+    async fn tell_delete(self: &Rc<Self>, version: &Rc<Version>, entry: &Rc<Entry>) -> Result<(), ObjectError> {
+        self.context.backend.delete(entry.task.target.name.clone()).await?;
+        self.drop_tombstone(version, entry).await
+    }
+
+    async fn drop_tombstone(self: &Rc<Self>, version: &Rc<Version>, entry: &Rc<Entry>) -> Result<(), ObjectError> {
+        let _commit = entry.task.commit_lock.lock().await;
+        if entry.task.is_current(version) {
+            let task = version.task;
+            let changes = vec![Change::RemoveTask { task }, Change::RemoveWriteBack { task }];
+            self.context.catalog.commit(changes, Durability::Durable).await?;
+            self.publish(&entry.task, None);
+            self.eviction.borrow_mut().remove(&task);
+        }
+        Ok(())
+    }
+
+    /// Tries again later.
+    async fn put_off(self: &Rc<Self>, entry: &Rc<Entry>, error: &ObjectError) {
+        let (attempts, record) = entry.note_failure(error, false);
+        let delay = backoff(attempts);
+        self.context.metrics.writeback_attempted(false);
+        tracing::warn!(object = %entry.task.target.name, attempts, %error, "write-back failed; trying again in {delay:?}");
+        self.save_entry(entry, record).await;
+        self.queue.put_off(entry, unix_ms() + u64::try_from(delay.as_millis()).unwrap_or(u64::MAX));
+    }
+
+    /// Waiting does not heal this.
+    async fn give_up(self: &Rc<Self>, version: &Rc<Version>, entry: &Rc<Entry>, error: ObjectError) {
+        let (attempts, record) = entry.note_failure(&error, true);
+        self.context.metrics.writeback_attempted(false);
+        tracing::error!(object = %entry.task.target.name, attempts, %error, "write-back set aside as a dead letter");
+        // A client that still waits for its DELETE is told that it failed, and the object is there again.
+        let told = version.state.get() == TaskState::Deleted && entry.is_awaited();
+        if told && self.drop_tombstone(version, entry).await.is_ok() {
+            self.queue.finish(entry, Some(Err(error)));
+            return;
+        }
+        self.save_entry(entry, record).await;
+        self.queue.set_aside(entry);
+    }
+
+    /// Keeps an entry's state for after a restart. Losing it costs a repeated attempt, so nobody waits for the disk.
+    async fn save_entry(&self, entry: &Entry, record: WriteBackRecord) {
+        if self.queue.holds(entry) {
+            self.commit_lazily(vec![Change::PutWriteBack { task: entry.task.target.task, record }]).await;
+        }
+    }
+}
+
+/// The pause before the next attempt: doubled each time, capped, and spread by the attempt's own time so that many
+/// entries do not come back together.
+fn backoff(attempts: u32) -> Duration {
+    let doubled = WRITEBACK_RETRY_DELAY.saturating_mul(1 << attempts.min(16));
+    let capped = doubled.min(WRITEBACK_RETRY_DELAY_MAX);
+    let spread = Duration::from_millis(unix_ms() % 251);
+    capped.mul_f64(0.75) + spread
+}

@@ -1,0 +1,190 @@
+//! The order of write-backs in memory: who is next, who runs, who waits for an outcome. No I/O.
+
+use std::cell::{Cell, RefCell};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::rc::Rc;
+
+use dfstore_proto::ids::TaskId;
+use event_listener::Event;
+
+use crate::catalog::{PartRecord, WriteBackRecord};
+use crate::engine::error::ObjectError;
+use crate::engine::version::Task;
+use crate::limits::WRITEBACK_POLL;
+use crate::rt::mailbox::oneshot;
+use crate::rt::time::timeout;
+
+/// The queue of one shard. An entry that is in `entries` is in exactly one of: `ready`, `delayed`, running, aside.
+#[derive(Default)]
+pub struct Queue {
+    entries: RefCell<HashMap<TaskId, Rc<Entry>>>,
+    ready: RefCell<BTreeSet<Key>>,
+    delayed: RefCell<BTreeSet<(u64, Key)>>,
+    running: Cell<usize>,
+    changed: Event,
+}
+
+/// Order of the queue: oldest first.
+type Key = (u64, TaskId);
+
+/// The outcome of an entry, for those who wait for it.
+type Outcome = Result<(), ObjectError>;
+
+/// What is to be told to the backend about one version.
+pub struct Entry {
+    /// The object.
+    pub task: Rc<Task>,
+    /// The version or tombstone.
+    pub generation: u64,
+    /// What the catalog holds of it.
+    pub record: RefCell<WriteBackRecord>,
+    /// Parts of its multipart upload that the backend has acknowledged.
+    pub parts: RefCell<BTreeMap<u32, PartRecord>>,
+    due_ms: Cell<u64>,
+    aside: Cell<bool>,
+    waiters: RefCell<Vec<oneshot::Sender<Outcome>>>,
+}
+
+/// How the queue stands.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct QueueStats {
+    /// Entries that wait or run.
+    pub waiting: usize,
+    /// Entries set aside.
+    pub dead: usize,
+    /// When the oldest entry was queued (Unix ms).
+    pub oldest_ms: Option<u64>,
+}
+
+impl Entry {
+    fn key(&self) -> Key {
+        (self.record.borrow().sequence, self.task.target.task)
+    }
+
+    /// Whether a client waits for the outcome now.
+    pub fn is_awaited(&self) -> bool {
+        self.waiters.borrow().iter().any(|waiter| !waiter.is_canceled())
+    }
+
+    /// Notes a failed attempt; gives the number of attempts and the record to keep.
+    pub fn note_failure(&self, error: &ObjectError, dead: bool) -> (u32, WriteBackRecord) {
+        let mut record = self.record.borrow_mut();
+        record.attempts = record.attempts.saturating_add(1);
+        record.last_error = error.to_string();
+        record.dead = dead;
+        (record.attempts, record.clone())
+    }
+}
+
+impl Queue {
+    /// Adds the entry of a version that has just become current (or was found in the catalog). It takes the place of
+    /// an entry of the same task.
+    pub fn push(&self, task: Rc<Task>, record: WriteBackRecord, parts: BTreeMap<u32, PartRecord>) {
+        self.remove(&task);
+        let id = task.target.task;
+        let entry = Rc::new(Entry {
+            task,
+            generation: record.generation,
+            record: RefCell::new(record),
+            parts: RefCell::new(parts),
+            due_ms: Cell::new(0),
+            aside: Cell::new(false),
+            waiters: RefCell::default(),
+        });
+        self.ready.borrow_mut().insert(entry.key());
+        self.entries.borrow_mut().insert(id, entry);
+        self.changed.notify(usize::MAX);
+    }
+
+    /// Drops the entry of a task whose version was replaced. If it runs, it finds out by itself.
+    pub fn remove(&self, task: &Task) {
+        if let Some(entry) = self.entries.borrow_mut().remove(&task.target.task) {
+            self.ready.borrow_mut().remove(&entry.key());
+            self.delayed.borrow_mut().remove(&(entry.due_ms.get(), entry.key()));
+        }
+    }
+
+    /// Whether this entry is still in the queue.
+    pub fn holds(&self, entry: &Entry) -> bool {
+        self.entries.borrow().get(&entry.task.target.task).is_some_and(|held| std::ptr::eq(&**held, entry))
+    }
+
+    /// The outcome of a task's entry. Closed without one when the entry is replaced.
+    pub fn outcome(&self, task: &Task) -> oneshot::Receiver<Outcome> {
+        let (sender, receiver) = oneshot::channel();
+        if let Some(entry) = self.entries.borrow().get(&task.target.task) {
+            entry.waiters.borrow_mut().push(sender);
+        }
+        receiver
+    }
+
+    /// The oldest entry that may run now; it counts as running.
+    pub fn start_next(&self, now_ms: u64) -> Option<Rc<Entry>> {
+        let (mut ready, mut delayed) = (self.ready.borrow_mut(), self.delayed.borrow_mut());
+        while let Some((due_ms, key)) = delayed.first().copied().filter(|(due_ms, _)| *due_ms <= now_ms) {
+            delayed.remove(&(due_ms, key));
+            ready.insert(key);
+        }
+        let (_, task) = ready.pop_first()?;
+        let entry = self.entries.borrow().get(&task).cloned()?;
+        self.running.set(self.running.get() + 1);
+        Some(entry)
+    }
+
+    /// Entries that run now.
+    pub fn running(&self) -> usize {
+        self.running.get()
+    }
+
+    /// Ends a running entry: it is done, refused for good (an error), or void (`None`).
+    pub fn finish(&self, entry: &Rc<Entry>, outcome: Option<Outcome>) {
+        if self.holds(entry) {
+            self.entries.borrow_mut().remove(&entry.task.target.task);
+        }
+        self.stop();
+        if let Some(outcome) = outcome {
+            for waiter in entry.waiters.take() {
+                // Whoever waited has gone.
+                drop(waiter.send(outcome.clone()));
+            }
+        }
+    }
+
+    /// Tries a running entry again at `due_ms`.
+    pub fn put_off(&self, entry: &Rc<Entry>, due_ms: u64) {
+        entry.due_ms.set(due_ms);
+        if self.holds(entry) {
+            self.delayed.borrow_mut().insert((due_ms, entry.key()));
+        }
+        self.stop();
+    }
+
+    /// Keeps a running entry without trying it again.
+    pub fn set_aside(&self, entry: &Rc<Entry>) {
+        entry.aside.set(true);
+        self.stop();
+    }
+
+    fn stop(&self) {
+        self.running.set(self.running.get() - 1);
+        self.changed.notify(usize::MAX);
+    }
+
+    /// Waits until the queue changes or an entry may be due.
+    pub async fn changed(&self) {
+        let listener = self.changed.listen();
+        // Nothing is lost when the time runs out: the loop looks at the queue either way.
+        let _ = timeout(WRITEBACK_POLL, listener).await;
+    }
+
+    /// How the queue stands.
+    pub fn stats(&self) -> QueueStats {
+        let entries = self.entries.borrow();
+        let dead = entries.values().filter(|entry| entry.aside.get()).count();
+        QueueStats {
+            waiting: entries.len() - dead,
+            dead,
+            oldest_ms: entries.values().map(|entry| entry.record.borrow().queued_at_ms).min(),
+        }
+    }
+}
