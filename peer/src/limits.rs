@@ -146,3 +146,21 @@ const _: () = assert!(PART_BYTES_MIN.is_multiple_of(PIECE_BYTES as u64));
 const _: () = assert!(MULTIPART_THRESHOLD_BYTES >= PART_BYTES_MIN);
 const _: () = assert!(PIECE_FILE_BYTES_MAX.is_multiple_of(PIECE_BYTES as u64));
 const _: () = assert!(PIECE_FILE_BYTES_MAX / (BLOCK_BYTES as u64) <= u32::MAX as u64);
+
+/// Frames that wait to be written on a native connection.
+pub const NATIVE_QUEUE_FRAMES_MAX: usize = 64;
+/// Of those, frames with a piece. As many again may be in the hands of the kernel.
+pub const NATIVE_QUEUE_PIECES_MAX: usize = 2;
+/// READs of one native connection that hold memory at once; others wait for their turn.
+pub const NATIVE_READS_ACTIVE_MAX: usize = 4;
+/// A READ that waits this long for a credit gives back what it has read ahead.
+pub const NATIVE_CREDIT_PATIENCE: Duration = Duration::from_secs(1);
+/// Pieces that a native client may send before earlier ones are written. Few connections saturate a disk, and many
+/// share the memory for uploads.
+pub const NATIVE_CREDITS: u32 = 4;
+/// Versions that one native connection keeps readable after OPEN.
+pub const NATIVE_PINS_MAX: usize = 16;
+/// How often a native connection is looked at for silence and stalls.
+pub const NATIVE_WATCH_INTERVAL: Duration = Duration::from_secs(1);
+
+const _: () = assert!(NATIVE_CREDITS as usize >= INGEST_WINDOW_PIECES);

@@ -6,6 +6,7 @@
 use dfstore_proto::error::{ErrorCode, ErrorReply};
 
 use crate::engine::ObjectError;
+use crate::metrics::STATUS_ABORTED;
 
 /// The answer for a request that failed.
 pub fn error_reply(error: &ObjectError) -> ErrorReply {
@@ -36,6 +37,26 @@ fn code_of(error: &ObjectError) -> ErrorCode {
         ObjectError::ShuttingDown => ErrorCode::ShuttingDown,
         // Both need a person to look at the peer; the text says which it is.
         ObjectError::Poisoned | ObjectError::Internal(_) => ErrorCode::Internal,
+    }
+}
+
+/// The HTTP status that requests with this outcome are counted under, so that both faces share their metrics.
+pub fn status_of(code: ErrorCode) -> u16 {
+    match code {
+        ErrorCode::NotFound | ErrorCode::NoSuchBucket | ErrorCode::UploadUnknown => 404,
+        ErrorCode::AccessDenied => 403,
+        ErrorCode::InvalidArgument | ErrorCode::ProtocolError | ErrorCode::ChecksumMismatch => 400,
+        ErrorCode::PreconditionFailed => 412,
+        ErrorCode::RangeNotSatisfiable => 416,
+        ErrorCode::TooLarge => 413,
+        ErrorCode::Conflict | ErrorCode::VersionChanged => 409,
+        ErrorCode::NoSpace => 507,
+        ErrorCode::Busy | ErrorCode::ShuttingDown => 503,
+        ErrorCode::BackendUnavailable | ErrorCode::BackendTimeout => 504,
+        ErrorCode::Timeout => 408,
+        ErrorCode::Cancelled => STATUS_ABORTED,
+        ErrorCode::Unsupported => 422,
+        ErrorCode::Internal | ErrorCode::Unknown(_) => 500,
     }
 }
 
