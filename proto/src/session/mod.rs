@@ -311,19 +311,17 @@ impl Session {
                 self.credits_out.add(credit.pieces)?;
                 Ok(Event::Credit(self.credits_out.pieces()))
             }
-            Message::GoAway(reason) => Ok(self.on_go_away(reason)),
+            Message::GoAway(reason) if self.side == Side::Connecting => Ok(self.on_go_away(reason)),
             other => Err(Violation::NotNow(other.frame_type())),
         }
     }
 
     fn on_go_away(&mut self, reason: GoAway) -> Event {
-        let mut abandoned = Vec::new();
-        if self.side == Side::Connecting {
-            let last = reason.last_request.min(self.request_last.unwrap_or(u64::MAX));
-            self.request_last = Some(last);
-            abandoned.extend(self.requests.range(last.saturating_add(1)..).map(|(&number, _)| RequestId(number)));
-            self.requests.retain(|&number, _| number <= last);
-        }
+        let last = reason.last_request.min(self.request_last.unwrap_or(u64::MAX));
+        self.request_last = Some(last);
+        let abandoned =
+            self.requests.keys().filter(|&&number| number > last).map(|&number| RequestId(number)).collect();
+        self.requests.retain(|&number, _| number <= last);
         Event::GoAway { reason, abandoned }
     }
 
