@@ -99,10 +99,14 @@ impl Bitmap {
     pub fn runs(&self, from: u32) -> impl Iterator<Item = Run> + '_ {
         let mut at = from;
         std::iter::from_fn(move || {
-            let block = self.next_with(at, false)?;
-            let end = self.next_with(block, true).unwrap_or(self.block_count);
-            at = end;
-            Some(Run { count: end - block, block })
+            loop {
+                let block = self.next_with(at, false)?;
+                at = self.next_with(block, true).unwrap_or(self.block_count);
+                // Another thread may have taken the block between the two looks: then there is no run.
+                if at > block {
+                    return Some(Run { count: at - block, block });
+                }
+            }
         })
     }
 
