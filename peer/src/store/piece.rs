@@ -170,6 +170,7 @@ impl PieceStore {
 
     async fn sync_once(&self, file: &OpenFile) -> Result<(), StoreError> {
         self.check_writable()?;
+        self.0.space.sync_count.fetch_add(1, Ordering::Relaxed);
         file.direct.sync_data().await.map_err(|error| {
             // The kernel may have dropped the pages it could not write: a second sync that succeeds proves nothing.
             self.0.space.poisoned.store(true, Ordering::Release);

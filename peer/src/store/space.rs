@@ -36,6 +36,8 @@ pub struct SpaceStats {
     pub file_bytes: u64,
     /// Number of piece files.
     pub file_count: u32,
+    /// `fdatasync` calls since the start.
+    pub sync_count: u64,
 }
 
 /// Why extents that a record names cannot be its own.
@@ -90,6 +92,8 @@ pub(super) struct Space {
     /// Number of the next file; below it a place of the table is filled or was never used.
     next: AtomicU32,
     file_bytes: AtomicU64,
+    file_count: AtomicU32,
+    pub(super) sync_count: AtomicU64,
     used_blocks: AtomicU64,
     creating: AtomicBool,
     created: Event,
@@ -111,8 +115,9 @@ pub(super) enum Growth {
 pub(super) struct Creation(Arc<Space>);
 
 impl Space {
-    fn new(options: SpaceOptions, found: Vec<PieceFile>) -> Space {
+    pub(super) fn new(options: SpaceOptions, found: Vec<PieceFile>) -> Space {
         let next = found.last().map_or(0, |file| file.number + 1);
+        let file_count = u32::try_from(found.len()).expect("file numbers are u32");
         let file_bytes: u64 = found.iter().map(PieceFile::bytes).sum();
         let more = options.capacity_bytes.saturating_sub(file_bytes) / options.file_bytes();
         let places = next as usize + usize::try_from(more).expect("files are counted in memory");
@@ -126,6 +131,8 @@ impl Space {
             table,
             next: AtomicU32::new(next),
             file_bytes: AtomicU64::new(file_bytes),
+            file_count: AtomicU32::new(file_count),
+            sync_count: AtomicU64::new(0),
             used_blocks: AtomicU64::new(0),
             creating: AtomicBool::new(false),
             created: Event::new(),
@@ -236,19 +243,20 @@ impl Space {
 
     pub(super) fn stats(&self) -> SpaceStats {
         let file_bytes = self.file_bytes.load(Ordering::Acquire);
-        let file_count = self.files().count();
+        let file_count = self.file_count.load(Ordering::Acquire);
         let more = if self.disk_is_full() {
             0
         } else {
             self.options.capacity_bytes.saturating_sub(file_bytes) / self.options.file_bytes()
         };
-        let headers = (file_count as u64 + more) * u64::from(HEADER_BLOCKS * BLOCK_BYTES);
+        let headers = (u64::from(file_count) + more) * u64::from(HEADER_BLOCKS * BLOCK_BYTES);
         let total = file_bytes + more * self.options.file_bytes();
         SpaceStats {
             capacity_bytes: total.min(self.options.capacity_bytes).saturating_sub(headers),
             used_bytes: self.used_blocks.load(Ordering::Acquire) * u64::from(BLOCK_BYTES),
             file_bytes,
-            file_count: u32::try_from(file_count).expect("file numbers are u32"),
+            file_count,
+            sync_count: self.sync_count.load(Ordering::Relaxed),
         }
     }
 
@@ -278,6 +286,7 @@ impl Creation {
         let path = piece_file_path(&space.options.dir, number);
         tracing::info!(path = %path.display(), bytes = file.bytes(), home, "created a piece file");
         space.file_bytes.fetch_add(file.bytes(), Ordering::AcqRel);
+        space.file_count.fetch_add(1, Ordering::AcqRel);
         assert!(space.table[number as usize].set(file).is_ok(), "one thread at a time creates a file");
         space.next.fetch_add(1, Ordering::AcqRel);
         Ok(())

@@ -2,7 +2,10 @@
 
 use std::collections::BTreeSet;
 use std::fs::File;
+use std::io::pipe;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
+use std::sync::Arc;
 
 use futures_util::future::join_all;
 use tempfile::TempDir;
@@ -10,8 +13,13 @@ use tempfile::TempDir;
 use crate::limits::PIECE_BYTES;
 use crate::rt::arena::{Arena, Holder, Slot, SlotMut};
 use crate::rt::shard::block_on;
-use crate::store::recover::{Belongs, Found, recover};
-use crate::store::{ExtentList, Lease, PieceStore, SpaceOptions, StoreError, StoreSeed, piece_file_path, seal};
+use crate::store::bitmap::Bitmap;
+use crate::store::files::{HEADER_BYTES, Header, PieceFile};
+use crate::store::recover::{Belongs, Decision, Found, decide, recover};
+use crate::store::space::Space;
+use crate::store::{
+    ClaimError, Extent, ExtentList, Lease, PieceStore, SpaceOptions, StoreError, StoreSeed, piece_file_path, seal,
+};
 
 const MIB: u64 = 1 << 20;
 
@@ -168,6 +176,199 @@ fn a_restart_with_another_shard_count_finds_every_piece() {
             let found = read(&store, &arena, &piece).await.expect("it is there");
             assert_eq!(&found[..], &piece.bytes[..]);
         }
+        assert!(store.allocate(PIECE_BYTES as usize).await.is_ok());
+    });
+}
+
+#[test]
+fn a_fragmented_store_cuts_a_piece_into_extents() {
+    let (dir, arena) = (folder(), arena());
+    let seed = seed(&dir, 64 * MIB, 1);
+    run(async {
+        let store = seed.shard(0);
+        let length = PIECE_BYTES as usize / 2;
+        let mut pieces = Vec::new();
+        while let Ok(reservation) = store.allocate(length).await {
+            pieces.push(reservation);
+        }
+        // Every second half is freed: no run holds a whole piece.
+        let mut every_second = [true, false].into_iter().cycle();
+        pieces.retain(|_| every_second.next() == Some(true));
+        let piece = write(&store, &arena, PIECE_BYTES as usize, 5).await.expect("there is space in runs");
+        assert!(piece.lease.as_slice().len() > 1);
+        let found = read(&store, &arena, &piece).await.expect("it is there");
+        assert_eq!(&found[..], &piece.bytes[..]);
+    });
+}
+
+#[test]
+fn syncs_that_come_together_share_a_call() {
+    let (dir, arena) = (folder(), arena());
+    let seed = seed(&dir, 256 * MIB, 1);
+    run(async {
+        let store = seed.shard(0);
+        let results = join_all((0..64).map(|salt| write(&store, &arena, 4096, salt))).await;
+        assert!(results.iter().all(Result::is_ok));
+        let syncs = seed.stats().sync_count;
+        assert!((1..32).contains(&syncs), "{syncs} syncs for 64 pieces");
+    });
+}
+
+#[test]
+fn a_cancelled_write_keeps_its_blocks_until_it_ends() {
+    let (dir, arena) = (folder(), arena());
+    let seed = seed(&dir, 64 * MIB, 1);
+    run(async {
+        let store = seed.shard(0);
+        let reservation = store.allocate(PIECE_BYTES as usize).await.expect("there is space");
+        let (slot, _) = seal(filled(&arena, PIECE_BYTES as usize, 1));
+        {
+            let mut writing = std::pin::pin!(store.write(&reservation, slot));
+            assert!(futures_util::poll!(writing.as_mut()).is_pending());
+        }
+        drop(reservation);
+        assert_eq!(seed.stats().used_bytes, u64::from(PIECE_BYTES), "the kernel may still write to them");
+        while seed.stats().used_bytes > 0 {
+            crate::rt::time::sleep(std::time::Duration::ZERO).await;
+        }
+    });
+    assert_eq!(arena.held_bytes(Holder::Ingest), 0);
+}
+
+#[test]
+fn after_a_failed_sync_nothing_is_written_and_reads_go_on() {
+    let (dir, arena) = (folder(), arena());
+    let seed = seed(&dir, 64 * MIB, 1);
+    let written = run(async { write(&seed.shard(0), &arena, 5000, 1).await.expect("there is space") });
+    let extent = written.lease.as_slice()[0];
+    drop(seed);
+    // The same file, and one that cannot be synced: the kernel refuses to sync a pipe.
+    let good = File::open(piece_file_path(dir.path(), extent.file)).expect("opens");
+    let (bad, _other_end) = pipe().expect("a pipe");
+    let file = |number, file| PieceFile { number, home: 0, file: Arc::new(file), bitmap: Bitmap::new(2048) };
+    let files = vec![file(0, good), file(1, File::from(OwnedFd::from(bad)))];
+    let seed = StoreSeed(Arc::new(Space::new(options(&dir, 16 * MIB, 1), files)));
+    let lease = seed.claim(&written.lease).expect("it is free");
+    run(async {
+        let store = seed.shard(0);
+        let unsyncable = ExtentList::new(&[Extent { file: 1, block: 1, count: 1 }]).expect("one extent");
+        assert!(matches!(store.sync([&unsyncable]).await, Err(StoreError::Io { operation: "sync", .. })));
+        assert!(seed.is_poisoned());
+        assert!(matches!(store.sync([&unsyncable]).await, Err(StoreError::Poisoned)));
+        assert!(matches!(store.allocate(1).await, Err(StoreError::Poisoned)));
+        let piece = Written { lease, ..written };
+        assert!(read(&store, &arena, &piece).await.is_ok());
+    });
+}
+
+#[test]
+fn every_combination_at_recovery_has_one_decision() {
+    use Belongs::{Clean, Nothing, OnlyHere};
+    use ClaimError::{Outside, Overlap};
+    let table = [
+        (Nothing, Ok(()), Decision::Drop),
+        (Nothing, Err(Outside), Decision::Drop),
+        (Nothing, Err(Overlap), Decision::Drop),
+        (Clean, Ok(()), Decision::Keep),
+        (Clean, Err(Outside), Decision::Drop),
+        (Clean, Err(Overlap), Decision::Drop),
+        (OnlyHere, Ok(()), Decision::Keep),
+        (OnlyHere, Err(Outside), Decision::Quarantine),
+        (OnlyHere, Err(Overlap), Decision::Quarantine),
+    ];
+    for (belongs, claim, decision) in table {
+        assert_eq!(decide(belongs, claim), decision, "{belongs:?} {claim:?}");
+    }
+}
+
+#[test]
+fn an_overlap_costs_the_clean_piece_whatever_the_order() {
+    let dir = folder();
+    let first = seed(&dir, 64 * MIB, 1);
+    drop(run(async { first.shard(0).allocate(1).await.expect("there is space") }));
+    drop(first);
+    let seed = seed(&dir, 64 * MIB, 1);
+    let at = |file, block, count| ExtentList::new(&[Extent { file, block, count }]).expect("one extent");
+    let found = [
+        ("clean", Belongs::Clean, at(0, 5, 10)),
+        ("orphan", Belongs::Nothing, at(0, 1, 1)),
+        ("dirty", Belongs::OnlyHere, at(0, 14, 2)),
+        ("header", Belongs::Clean, at(0, 0, 1)),
+        ("no file", Belongs::OnlyHere, at(7, 1, 1)),
+        ("past the end", Belongs::OnlyHere, at(0, u32::MAX, 2)),
+        ("good", Belongs::Clean, at(0, 5, 9)),
+    ];
+    let recovered = recover(&seed, found.map(|(piece, belongs, extents)| Found { piece, belongs, extents }));
+    assert_eq!(recovered.kept.iter().map(|(piece, _)| *piece).collect::<Vec<_>>(), ["dirty", "good"]);
+    assert_eq!(recovered.dropped, ["orphan", "clean", "header"]);
+    assert_eq!(recovered.quarantined, ["no file", "past the end"]);
+    assert_eq!(seed.stats().used_bytes, 11 * 4096);
+}
+
+/// Opens a folder whose file 0 was changed by `change`; `named` says whether records name the file.
+fn reopen_changed(named: bool, change: impl FnOnce(&File)) -> (TempDir, Result<StoreSeed, StoreError>) {
+    let dir = folder();
+    let first = seed(&dir, 64 * MIB, 1);
+    drop(run(async { first.shard(0).allocate(1).await.expect("there is space") }));
+    drop(first);
+    change(&File::options().write(true).open(piece_file_path(dir.path(), 0)).expect("opens"));
+    let named = named.then_some(0).into_iter().collect();
+    let opened = StoreSeed::open(options(&dir, 64 * MIB, 1), &named);
+    (dir, opened)
+}
+
+#[test]
+fn a_file_that_was_never_finished_is_removed_and_one_with_pieces_is_not() {
+    let damage = |file: &File| file.write_all_at(&[0; 8], 0).expect("writes");
+    let (dir, opened) = reopen_changed(false, damage);
+    assert_eq!(opened.expect("opens").stats().file_count, 0);
+    assert!(!piece_file_path(dir.path(), 0).exists());
+
+    let (dir, opened) = reopen_changed(true, damage);
+    assert_eq!(opened.expect("opens").stats().file_count, 1);
+    let mut bytes = [0; HEADER_BYTES];
+    File::open(piece_file_path(dir.path(), 0)).expect("opens").read_exact_at(&mut bytes, 0).expect("reads");
+    assert_eq!(Header::decode(&bytes).expect("was written again").number, 0);
+}
+
+#[test]
+fn refuses_files_that_are_not_its_own() {
+    let header = Header { store_id: [8; 16], number: 0, block_count: 1025 };
+    let foreign = header.encode();
+    let (_dir, opened) = reopen_changed(true, |file| file.write_all_at(&foreign, 0).expect("writes"));
+    assert!(opened.err().expect("refused").to_string().contains("another store"));
+
+    let mut newer = Header { store_id: [7; 16], ..header }.encode();
+    newer[8] = 2;
+    let crc32 = crc32fast::hash(&newer[..40]);
+    newer[40..].copy_from_slice(&crc32.to_le_bytes());
+    let (_dir, opened) = reopen_changed(true, |file| file.write_all_at(&newer, 0).expect("writes"));
+    assert!(opened.err().expect("refused").to_string().contains("format version 2"));
+
+    let (_dir, opened) = reopen_changed(true, |file| file.set_len(8192).expect("shortens"));
+    assert!(opened.err().expect("refused").to_string().contains("cut short"));
+}
+
+#[test]
+fn a_smaller_capacity_takes_no_new_pieces_until_enough_is_freed() {
+    let (dir, arena) = (folder(), arena());
+    let large = seed(&dir, 64 * MIB, 1);
+    let pieces: Vec<Lease> = run(async {
+        let store = large.shard(0);
+        let writes = (0..10).map(|salt| write(&store, &arena, PIECE_BYTES as usize, salt));
+        let mut leases = Vec::new();
+        for piece in writes {
+            leases.push(piece.await.expect("there is space").lease);
+        }
+        leases
+    });
+    drop(large);
+    let small = seed(&dir, 16 * MIB, 1);
+    let leases: Vec<Lease> = pieces.iter().map(|lease| small.claim(lease).expect("it is there")).collect();
+    run(async {
+        let store = small.shard(0);
+        assert!(matches!(store.allocate(1).await, Err(StoreError::NoSpace { .. })));
+        leases.into_iter().skip(2).for_each(Lease::retire);
         assert!(store.allocate(PIECE_BYTES as usize).await.is_ok());
     });
 }
