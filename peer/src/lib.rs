@@ -7,7 +7,9 @@
 //! | faces | [`http`] (Dragonfly's object API), [`native`] (sessions of the command line and of peers) |
 //! | use cases | [`engine`]: get, put, copy, delete, list, write-back |
 //! | resources | [`store`] (piece files), [`catalog`] (redb), [`background`] (glommio), [`sidecar`] (backend, metrics listener) |
-//! | ground | [`rt`] (monoio, arena), [`limits`], [`config`], [`metrics`] |
+//! | ground | [`rt`] (monoio, arena), [`limits`], [`config`], [`metrics`], [`logging`], [`probe`] |
+//!
+//! [`server`] puts the layers together.
 
 pub mod background;
 pub mod catalog;
@@ -15,8 +17,11 @@ pub mod config;
 pub mod engine;
 pub mod http;
 pub mod limits;
+pub mod logging;
 pub mod metrics;
 pub mod native;
+pub mod probe;
 pub mod rt;
+pub mod server;
 pub mod sidecar;
 pub mod store;

@@ -32,6 +32,8 @@ pub const FRESHNESS_TTL_DEFAULT: Duration = Duration::from_secs(30);
 pub const CONFIG_BYTES_MAX: u64 = 1 << 20;
 /// Open files a peer needs at least: connections, piece files, the catalog.
 pub const OPEN_FILES_MIN: u64 = 4096;
+/// Bytes of memory that must be lockable: what the background executor asks for.
+pub const LOCKED_MEMORY_BYTES_MIN: u64 = 512 << 10;
 
 /// Messages that may wait in one shard's mailbox.
 pub const SHARD_MAILBOX: usize = 4096;

@@ -112,15 +112,19 @@ fn read_provider(report: &mut Report, section: &mut Section<'_>) -> Option<Provi
 }
 
 fn read_credentials(report: &mut Report, section: &mut Section<'_>) -> Option<Credentials> {
+    let mut unreadable = false;
     let mut key = |name| {
-        let field = section.get(report, name)?;
-        field.secret(report, units::secret).filter(|secret| !secret.is_empty())
+        let field = section.get(report, name).filter(|field| !is_empty(field))?;
+        let secret = field.secret(report, units::secret);
+        unreadable |= secret.is_none();
+        secret
     };
     let (access, secret, token): (Option<Secret>, Option<Secret>, Option<Secret>) =
         (key("accessKey"), key("secretKey"), key("sessionToken"));
     match (access, secret) {
         (Some(access_key), Some(secret_key)) => Some(Credentials { access_key, secret_key, session_token: token }),
         (None, None) if token.is_none() => None,
+        _ if unreadable => None,
         _ => {
             let message = "\"objectStorage.accessKey\" and \"objectStorage.secretKey\" belong together: give both, or \
                            none (then the keys come from the environment, a profile or the instance)";

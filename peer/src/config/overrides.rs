@@ -1,6 +1,8 @@
 //! Values from flags and environment variables, put into the tree before it is read: they then pass the same rules
 //! as the file, and a problem with one names the flag.
 
+use std::fmt;
+
 use super::yaml::{Entry, Node, Place, Value};
 
 /// Values that replace those of the file.
@@ -12,6 +14,13 @@ struct Override {
     path: &'static str,
     origin: &'static str,
     value: String,
+}
+
+/// Names what is replaced; a value may be a secret.
+impl fmt::Debug for Overrides {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_map().entries(self.0.iter().map(|one| (one.path, one.origin))).finish()
+    }
 }
 
 impl Overrides {
