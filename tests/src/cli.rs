@@ -16,6 +16,8 @@ use crate::process::{leashed, spawn};
 use crate::until::eventually;
 
 const RUN_TIMEOUT: Duration = Duration::from_secs(300);
+/// People wait longer, and can interrupt.
+const TERMINAL_RUN_TIMEOUT: Duration = Duration::from_secs(24 * 3600);
 
 /// What one run of `dfstore` did.
 #[derive(Clone, Debug)]
@@ -44,6 +46,21 @@ impl Output {
 /// Runs `dfstore` with these arguments, which name the endpoint themselves where they need one.
 pub fn dfstore(arguments: &[&str]) -> Result<Output> {
     dfstore_with_input(arguments, Vec::new())
+}
+
+/// Runs `dfstore` with these arguments with its progress bar and its errors on our standard error, for people.
+pub fn dfstore_on_terminal(arguments: &[&str]) -> Result<()> {
+    let mut command = leashed(binary("dfstore")?);
+    command.args(arguments).env_remove("DFSTORE_ENDPOINT").stdin(Stdio::null()).stdout(Stdio::null());
+    let mut child = spawn(command)?;
+    let ended = eventually("dfstore ends", TERMINAL_RUN_TIMEOUT, || child.try_wait().transpose());
+    if ended.is_err() {
+        let _ = child.kill();
+        let _ = child.wait();
+    }
+    let status = ended.with_context(|| format!("dfstore {}", arguments.join(" ")))?.context("waiting for dfstore")?;
+    anyhow::ensure!(status.success(), "dfstore {} failed: {status}", arguments.join(" "));
+    Ok(())
 }
 
 /// Runs `dfstore` with these arguments and this standard input.

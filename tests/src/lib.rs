@@ -11,13 +11,17 @@ pub mod bucket;
 pub mod cli;
 pub mod data;
 pub mod dirs;
+pub mod faulty_backend;
 pub mod http;
 pub mod loopfs;
+pub mod oss_front;
 pub mod peer;
 pub mod ports;
 pub mod process;
+pub mod s3s_server;
 pub mod samples;
 pub mod seaweed;
+pub mod source;
 pub mod until;
 
 pub use until::eventually;

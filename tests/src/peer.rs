@@ -268,6 +268,11 @@ fn listening(log: &str) -> Result<Addresses> {
     Ok(Addresses { api, metrics })
 }
 
+/// The address in the first line that says "listening".
+pub fn listening_address(log: &str) -> Option<SocketAddr> {
+    log.lines().filter(|line| line.contains("listening")).find_map(address_in)
+}
+
 /// The first word of a line that is a socket address, also after `=` or in quotes.
 fn address_in(line: &str) -> Option<SocketAddr> {
     let words = line.split(|character: char| character.is_whitespace() || "=\",;".contains(character));

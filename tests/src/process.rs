@@ -7,7 +7,7 @@
 
 use std::ffi::OsStr;
 use std::fs::{self, File};
-use std::os::unix::process::ExitStatusExt;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::OnceLock;
@@ -22,8 +22,8 @@ use crate::until::eventually;
 
 /// Lines of a log that go into an error.
 const TAIL_LINES: usize = 30;
-/// A test program that runs longer than this is stuck.
-const PROGRAM_TIME_MAX: Duration = Duration::from_secs(600);
+/// Set by `tools/test`: a test program that runs longer than this many seconds is stuck.
+const TIME_LIMIT_VARIABLE: &str = "DFSTORE_TEST_SECONDS_MAX";
 
 type Start = (Command, SyncSender<std::io::Result<Child>>);
 
@@ -31,6 +31,8 @@ type Start = (Command, SyncSender<std::io::Result<Child>>);
 pub fn leashed(program: impl AsRef<OsStr>) -> Command {
     let mut command = Command::new("setpriv");
     command.args(["--pdeathsig", "KILL", "--"]).arg(program);
+    // A group of its own: ^C at the terminal reaches us alone, and we end our children in order.
+    command.process_group(0);
     command
 }
 
@@ -53,14 +55,16 @@ pub fn spawn(command: Command) -> Result<Child> {
     child.with_context(|| format!("cannot start {described} (setpriv is part of util-linux)"))
 }
 
-/// Ends the process with a message if it runs for more than ten minutes: a stuck test must not stop everything.
-/// Its children die with it.
+/// Ends the program with a message when it runs longer than the environment allows (see [`TIME_LIMIT_VARIABLE`]): a
+/// stuck test must not stop the whole run. Its children die with it.
 pub fn watch_over_this_program() {
     static WATCH: OnceLock<()> = OnceLock::new();
     WATCH.get_or_init(|| {
-        thread::spawn(|| {
-            thread::sleep(PROGRAM_TIME_MAX);
-            eprintln!("this test program has run for {} s: stuck, given up", PROGRAM_TIME_MAX.as_secs());
+        let limit = std::env::var(TIME_LIMIT_VARIABLE).ok().and_then(|seconds| seconds.parse().ok());
+        let Some(seconds) = limit else { return };
+        thread::spawn(move || {
+            thread::sleep(Duration::from_secs(seconds));
+            eprintln!("this test program has run for {seconds} s: stuck, given up");
             std::process::exit(101);
         });
     });

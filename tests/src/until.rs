@@ -1,11 +1,27 @@
 //! Waiting for something to become true, instead of sleeping and hoping.
 //!
-//! Owns no state. A condition that does not come true in time is an error that names it.
+//! Owns one flag: a program that is told to end (the demo, at ^C) raises it, and every wait ends at once with an error.
+//! A condition that does not come true in time is an error that names it.
 
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, LazyLock};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, anyhow};
+use anyhow::{Result, anyhow, ensure};
+
+static INTERRUPTED: LazyLock<Arc<AtomicBool>> = LazyLock::new(Arc::default);
+
+/// The flag that ends all waiting of this process, for a signal handler to raise.
+pub fn interruption() -> Arc<AtomicBool> {
+    INTERRUPTED.clone()
+}
+
+/// An error once the flag is up.
+pub fn check_interruption() -> Result<()> {
+    ensure!(!INTERRUPTED.load(Ordering::Relaxed), "interrupted");
+    Ok(())
+}
 
 const POLL_FIRST: Duration = Duration::from_millis(1);
 const POLL_LAST: Duration = Duration::from_millis(50);
@@ -18,6 +34,7 @@ pub fn eventually<T>(what: &str, timeout: Duration, mut condition: impl FnMut() 
         if let Some(value) = condition() {
             return Ok(value);
         }
+        check_interruption()?;
         if Instant::now() >= deadline {
             return Err(anyhow!("not within {} s: {what}", timeout.as_secs_f32()));
         }

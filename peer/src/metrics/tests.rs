@@ -1,3 +1,5 @@
+//! What a scrape shows after each kind of event, in the names that dashboards know.
+
 use std::time::Duration;
 
 use dfstore_proto::object::Source;

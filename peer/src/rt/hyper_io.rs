@@ -320,3 +320,148 @@ pub async fn drive<C: Future + Unpin>(
     })
     .await
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read as _, Write as _};
+    use std::net::{Ipv4Addr, Shutdown, TcpStream};
+    use std::time::Duration;
+
+    use http::{Request, Response};
+    use http_body_util::{BodyExt, Full};
+    use hyper::body::Incoming;
+    use hyper::server::conn::http1;
+    use hyper::service::service_fn;
+
+    use super::*;
+    use crate::rt::net::{Listener, bind_shared};
+    use crate::rt::shard::block_on;
+
+    struct Blind;
+
+    impl Inspector for Blind {
+        fn inspect(&mut self, _: &[u8]) -> Expecting {
+            Expecting::Body
+        }
+    }
+
+    const LARGE_BYTES: usize = 20 << 20;
+
+    /// Answers `/large` with many bytes, everything else with the request's body.
+    async fn echo(request: Request<Incoming>) -> Result<Response<Full<Bytes>>, hyper::Error> {
+        let large = request.uri().path() == "/large";
+        let body = request.into_body().collect().await?.to_bytes();
+        Ok(Response::new(Full::new(if large { Bytes::from(vec![b'x'; LARGE_BYTES]) } else { body })))
+    }
+
+    /// Serves one connection, of which `opening` bytes are read before hyper gets it, to `client`.
+    fn served(opening: usize, client: impl FnOnce(TcpStream) + Send + 'static) {
+        let listener = bind_shared(Ipv4Addr::LOCALHOST.into(), 0..=0, 1).expect("a free port").remove(0);
+        let address = listener.local_addr().expect("bound");
+        let client = std::thread::spawn(move || client(TcpStream::connect(address).expect("it listens")));
+        let serve = async move {
+            let (found, next) = flume::bounded(1);
+            let stop = async {
+                while found.is_empty() {
+                    sleep(Duration::from_millis(1)).await;
+                }
+            };
+            let accept = |connection| found.try_send(connection).unwrap_or_else(|_| panic!("one connection"));
+            Listener::new(listener).expect("taken over").accept_until(stop, accept).await;
+            let mut connection: Connection = next.recv().expect("accepted");
+            connection.read_until(opening, |_| None::<()>).await.expect("the opening came");
+            let io = HyperIo::new(connection, Blind).expect("taken over");
+            let activity = io.activity();
+            let connection = http1::Builder::new().half_close(true).serve_connection(io, service_fn(echo));
+            drive(connection, activity, std::future::pending(), |_| {}).await
+        };
+        let ended = block_on(serve).expect("a runtime");
+        client.join().expect("the client was content");
+        assert!(ended.is_some(), "the client was never overdue");
+    }
+
+    fn exchange(mut stream: &TcpStream, request: &[u8]) -> Vec<u8> {
+        stream.write_all(request).expect("sent");
+        stream.shutdown(Shutdown::Write).expect("half closed");
+        let mut answer = Vec::new();
+        stream.read_to_end(&mut answer).expect("answered");
+        answer
+    }
+
+    #[test]
+    fn replays_what_was_read_before() {
+        let request = b"PUT / HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\nhello";
+        for opening in [1, 10, request.len()] {
+            served(opening, move |stream| {
+                let answer = exchange(&stream, request);
+                assert!(answer.ends_with(b"\r\n\r\nhello"), "{}", String::from_utf8_lossy(&answer));
+            });
+        }
+    }
+
+    #[test]
+    fn a_slow_reader_gets_every_byte_of_a_large_body() {
+        served(1, |mut stream| {
+            stream.write_all(b"GET /large HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n").expect("sent");
+            let (mut total, mut chunk) = (0, vec![0; 1 << 20]);
+            loop {
+                let n = stream.read(&mut chunk).expect("answered");
+                if n == 0 {
+                    break;
+                }
+                total += chunk[..n].iter().filter(|byte| **byte == b'x').count();
+                std::thread::yield_now();
+            }
+            assert_eq!(total, LARGE_BYTES);
+        });
+    }
+
+    #[test]
+    fn a_client_that_still_sends_gets_to_read_the_refusal() {
+        served(1, |mut stream| {
+            stream.write_all(b"GET / HTTP/9.9\r\nHost: a\r\n\r\n").expect("sent");
+            stream.write_all(&vec![b'y'; 1 << 20]).expect("still accepted");
+            stream.shutdown(Shutdown::Write).expect("half closed");
+            let mut answer = Vec::new();
+            stream.read_to_end(&mut answer).expect("not reset");
+            assert!(answer.starts_with(b"HTTP/1.1 400"), "{}", String::from_utf8_lossy(&answer));
+        });
+    }
+
+    #[test]
+    fn what_the_client_owes_decides_how_long_it_may_take() {
+        let activity = Rc::new(Activity::new());
+        let now = Instant::now();
+        activity.moved.set(now);
+        assert_eq!(activity.deadline(), Some(now + IDLE_TIMEOUT));
+        let request = activity.request();
+        assert_eq!(activity.deadline(), None, "the server works");
+        activity.read(Expecting::Head);
+        assert_eq!(activity.deadline(), Some(activity.head_since.get() + HEAD_TIMEOUT));
+        activity.head_since.set(now - HEAD_TIMEOUT);
+        activity.read(Expecting::Head);
+        assert!(activity.deadline().is_some_and(|deadline| deadline <= now), "more of the same head buys no time");
+        activity.read(Expecting::Body);
+        assert_eq!(activity.deadline(), None, "nobody waits for the body yet");
+        activity.read_blocked.set(Some(now));
+        assert_eq!(activity.deadline(), Some(now + BODY_IDLE_TIMEOUT));
+        activity.read(Expecting::Request);
+        activity.write_blocked.set(Some(now));
+        assert_eq!(activity.deadline(), Some(now + BODY_IDLE_TIMEOUT));
+        activity.wrote();
+        assert_eq!(activity.deadline(), None);
+        drop(request);
+        assert!(activity.deadline().is_some_and(|deadline| deadline >= now + IDLE_TIMEOUT));
+        activity.lingering.set(Some(now));
+        assert_eq!(activity.deadline(), Some(now + LINGER_TIMEOUT));
+    }
+
+    #[test]
+    fn an_overdue_client_is_given_up() {
+        let activity = Rc::new(Activity::new());
+        activity.expecting.set(Expecting::Head);
+        activity.head_since.set(Instant::now() - HEAD_TIMEOUT + Duration::from_millis(20));
+        let never = std::future::pending::<()>();
+        assert_eq!(block_on(drive(never, activity, std::future::pending(), |_| {})).expect("a runtime"), None);
+    }
+}

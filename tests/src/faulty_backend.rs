@@ -1,0 +1,440 @@
+//! An S3 server that fails as told: s3s-fs inside this program with rules around it.
+//!
+//! A [`Rule`] says which requests (method, bucket/key prefix, part of the query), how many of them, and what goes wrong.
+//! The first rule that fits is used up by one. The server counts requests and body bytes and keeps a list of what it was asked, so that a test
+//! can say not only what the client got but also what it cost. Everything else is answered as [`crate::s3s_server`]
+//! does. Signatures are checked before and after: nothing about the request is changed.
+
+use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use anyhow::Result;
+use bytes::Bytes;
+use futures_util::future::BoxFuture;
+use http::{HeaderValue, Method, Request, Response, StatusCode, header};
+use http_body::{Body, Frame, SizeHint};
+use hyper::body::Incoming;
+use tempfile::TempDir;
+
+use crate::bucket::{Bucket, S3Endpoint};
+use crate::dirs;
+use crate::s3s_server::{self, Cut, FolderService, Front, Served};
+
+/// What goes wrong.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// This answer, in S3's XML, instead of the real one.
+    Status {
+        /// HTTP status.
+        status: u16,
+        /// S3's error code.
+        code: &'static str,
+        /// `Retry-After` in seconds.
+        retry_after_s: Option<u32>,
+    },
+    /// The real answer, later.
+    Delay(Duration),
+    /// No answer, ever; the connection stays.
+    Hang,
+    /// The connection is cut before anything is done.
+    Cut,
+    /// Everything is done as asked, but the connection is cut instead of answered.
+    LoseAnswer,
+    /// The body of the answer breaks off after this many bytes: the connection is cut.
+    BodyBreaks(u64),
+    /// The body of the answer stops after this many bytes; the connection stays.
+    BodyHangs(u64),
+    /// The body comes with a pause after each chunk of this many bytes.
+    BodyTrickles(u64, Duration),
+    /// The body and `Content-Length` are this many bytes shorter than `Content-Range` says.
+    BodyShort(u64),
+    /// This `Content-Range`, with the real body.
+    ContentRange(String),
+    /// No `Content-Range` and status 200, with the real body.
+    RangeIgnored,
+    /// This entity tag instead of the real one.
+    Etag(String),
+    /// This `x-amz-checksum-crc32` in the answer.
+    Crc32(String),
+}
+
+impl Fault {
+    /// 500 InternalError.
+    pub fn internal_error() -> Fault {
+        Fault::Status { status: 500, code: "InternalError", retry_after_s: None }
+    }
+
+    /// 503 SlowDown.
+    pub fn slow_down(retry_after_s: Option<u32>) -> Fault {
+        Fault::Status { status: 503, code: "SlowDown", retry_after_s }
+    }
+
+    /// 403 AccessDenied.
+    pub fn access_denied() -> Fault {
+        Fault::Status { status: 403, code: "AccessDenied", retry_after_s: None }
+    }
+}
+
+/// Which requests fail, how often, and how.
+#[derive(Clone, Debug)]
+pub struct Rule {
+    method: Option<Method>,
+    path_prefix: String,
+    query_part: String,
+    skip: u64,
+    times: u64,
+    fault: Fault,
+}
+
+impl Rule {
+    /// Every request fails like this.
+    pub fn always(fault: Fault) -> Rule {
+        let (path_prefix, query_part) = (String::new(), String::new());
+        Rule { method: None, path_prefix, query_part, skip: 0, times: u64::MAX, fault }
+    }
+
+    /// Every request of this method fails like this.
+    pub fn on(method: Method, fault: Fault) -> Rule {
+        Rule { method: Some(method), ..Rule::always(fault) }
+    }
+
+    /// Only if the path, `bucket/key` as in the request, starts with this.
+    pub fn at(self, path_prefix: impl Into<String>) -> Rule {
+        Rule { path_prefix: path_prefix.into(), ..self }
+    }
+
+    /// Only if the query contains this, e.g. `partNumber=2`.
+    pub fn with_query(self, query_part: impl Into<String>) -> Rule {
+        Rule { query_part: query_part.into(), ..self }
+    }
+
+    /// Only this many times.
+    pub fn times(self, times: u64) -> Rule {
+        Rule { times, ..self }
+    }
+
+    /// Not the first `skip` times.
+    pub fn after(self, skip: u64) -> Rule {
+        Rule { skip, ..self }
+    }
+
+    fn fits(&self, request: &Request<Incoming>) -> bool {
+        self.method.as_ref().is_none_or(|method| method == request.method())
+            && request.uri().path().trim_start_matches('/').starts_with(&self.path_prefix)
+            && request.uri().query().unwrap_or_default().contains(&self.query_part)
+    }
+}
+
+/// A request that arrived.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Seen {
+    /// Its method.
+    pub method: Method,
+    /// Its path, as sent: `/bucket/key`.
+    pub path: String,
+    /// Its query, as sent.
+    pub query: String,
+    /// Its `Range`.
+    pub range: Option<String>,
+    /// Its `If-Match`.
+    pub if_match: Option<String>,
+}
+
+/// The running server.
+pub struct FaultyBackend {
+    served: Served,
+    state: Arc<State>,
+    _folder: TempDir,
+}
+
+struct State {
+    service: FolderService,
+    rules: Mutex<Vec<Rule>>,
+    seen: Mutex<Vec<Seen>>,
+    down: AtomicBool,
+    counts: Arc<Counts>,
+}
+
+#[derive(Default)]
+struct Counts {
+    bytes_sent: AtomicU64,
+    bytes_received: AtomicU64,
+    open: AtomicU64,
+    open_max: AtomicU64,
+}
+
+impl FaultyBackend {
+    /// Starts one without rules.
+    pub fn start() -> Result<FaultyBackend> {
+        let folder = dirs::temporary("faulty")?;
+        let state = Arc::new(State {
+            service: FolderService::new(folder.path(), None)?,
+            rules: Mutex::default(),
+            seen: Mutex::default(),
+            down: AtomicBool::new(false),
+            counts: Arc::default(),
+        });
+        let served = Served::start(|_| Ok(state.clone()))?;
+        Ok(FaultyBackend { served, state, _folder: folder })
+    }
+
+    /// Where it listens, and the keys.
+    pub fn endpoint(&self) -> S3Endpoint {
+        s3s_server::endpoint(format!("http://{}", self.served.address()))
+    }
+
+    /// A new bucket.
+    pub fn bucket(&self, name: &str) -> Result<Bucket> {
+        let bucket = self.endpoint().bucket(name);
+        bucket.create()?;
+        Ok(bucket)
+    }
+
+    /// These rules from now on, instead of those before.
+    pub fn set_rules(&self, rules: impl IntoIterator<Item = Rule>) {
+        *lock(&self.state.rules) = rules.into_iter().collect();
+    }
+
+    /// Cuts every connection without an answer, until told otherwise.
+    pub fn set_down(&self, down: bool) {
+        self.state.down.store(down, Ordering::SeqCst);
+    }
+
+    /// Requests that arrived since the start or [`forget`](Self::forget).
+    pub fn requests(&self) -> usize {
+        lock(&self.state.seen).len()
+    }
+
+    /// The requests themselves, in the order they arrived.
+    pub fn seen(&self) -> Vec<Seen> {
+        lock(&self.state.seen).clone()
+    }
+
+    /// How many of them had this method.
+    pub fn requests_of(&self, method: &Method) -> usize {
+        lock(&self.state.seen).iter().filter(|seen| seen.method == method).count()
+    }
+
+    /// Bytes of bodies sent.
+    pub fn bytes_sent(&self) -> u64 {
+        self.state.counts.bytes_sent.load(Ordering::SeqCst)
+    }
+
+    /// Bytes of bodies announced by requests.
+    pub fn bytes_received(&self) -> u64 {
+        self.state.counts.bytes_received.load(Ordering::SeqCst)
+    }
+
+    /// Most requests that were being answered at once.
+    pub fn open_max(&self) -> u64 {
+        self.state.counts.open_max.load(Ordering::SeqCst)
+    }
+
+    /// Starts counting anew.
+    pub fn forget(&self) {
+        lock(&self.state.seen).clear();
+        let counts = &self.state.counts;
+        counts.bytes_sent.store(0, Ordering::SeqCst);
+        counts.bytes_received.store(0, Ordering::SeqCst);
+        counts.open_max.store(counts.open.load(Ordering::SeqCst), Ordering::SeqCst);
+    }
+}
+
+impl Front for State {
+    fn answer(self: Arc<Self>, request: Request<Incoming>) -> BoxFuture<'static, Result<Response<s3s::Body>, Cut>> {
+        Box::pin(async move {
+            if self.down.load(Ordering::SeqCst) {
+                return Err(Cut);
+            }
+            let open = Open::new(self.counts.clone());
+            self.note(&request);
+            let fault = self.fault_of(&request);
+            let response = self.faulty(request, fault.as_ref()).await?;
+            Ok(watched(response, open, fault))
+        })
+    }
+}
+
+impl State {
+    fn note(&self, request: &Request<Incoming>) {
+        let text = |name| request.headers().get(name).and_then(|value| value.to_str().ok()).map(ToOwned::to_owned);
+        let length: u64 = text(header::CONTENT_LENGTH).and_then(|length| length.parse().ok()).unwrap_or(0);
+        self.counts.bytes_received.fetch_add(length, Ordering::SeqCst);
+        lock(&self.seen).push(Seen {
+            method: request.method().clone(),
+            path: request.uri().path().to_owned(),
+            query: request.uri().query().unwrap_or_default().to_owned(),
+            range: text(header::RANGE),
+            if_match: text(header::IF_MATCH),
+        });
+    }
+
+    fn fault_of(&self, request: &Request<Incoming>) -> Option<Fault> {
+        let mut rules = lock(&self.rules);
+        let rule = rules.iter_mut().find(|rule| rule.times > 0 && rule.fits(request))?;
+        if rule.skip > 0 {
+            rule.skip -= 1;
+            return None;
+        }
+        rule.times -= 1;
+        Some(rule.fault.clone())
+    }
+
+    async fn faulty(&self, request: Request<Incoming>, fault: Option<&Fault>) -> Result<Response<s3s::Body>, Cut> {
+        match fault {
+            Some(Fault::Status { status, code, retry_after_s }) => return Ok(refusal(*status, code, *retry_after_s)),
+            Some(Fault::Cut) => return Err(Cut),
+            Some(Fault::Hang) => std::future::pending().await,
+            Some(Fault::Delay(delay)) => tokio::time::sleep(*delay).await,
+            _ => {}
+        }
+        let mut response = self.service.call(request.map(s3s::Body::from)).await?;
+        match fault {
+            Some(Fault::LoseAnswer) => return Err(Cut),
+            Some(Fault::ContentRange(range)) => set(&mut response, header::CONTENT_RANGE, range),
+            Some(Fault::Etag(etag)) => set(&mut response, header::ETAG, etag),
+            Some(Fault::Crc32(crc32)) => {
+                set(&mut response, header::HeaderName::from_static("x-amz-checksum-crc32"), crc32);
+            }
+            Some(Fault::RangeIgnored) => {
+                *response.status_mut() = StatusCode::OK;
+                response.headers_mut().remove(header::CONTENT_RANGE);
+            }
+            _ => {}
+        }
+        Ok(response)
+    }
+}
+
+fn set(response: &mut Response<s3s::Body>, name: header::HeaderName, value: &str) {
+    response.headers_mut().insert(name, HeaderValue::from_str(value).expect("a header value"));
+}
+
+/// An error as S3 writes it.
+pub fn refusal(status: u16, code: &str, retry_after_s: Option<u32>) -> Response<s3s::Body> {
+    let text = format!(
+        "<?xml version=\"1.0\" encoding=\"UTF-8\"?><Error><Code>{code}</Code><Message>as told</Message>\
+         <RequestId>0000</RequestId><HostId>test</HostId></Error>"
+    );
+    let mut response = Response::new(s3s::Body::from(Bytes::from(text)));
+    *response.status_mut() = StatusCode::from_u16(status).expect("a status");
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/xml"));
+    if let Some(seconds) = retry_after_s {
+        response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+    }
+    response
+}
+
+/// A request being answered.
+struct Open(Arc<Counts>);
+
+impl Open {
+    fn new(counts: Arc<Counts>) -> Open {
+        let open = counts.open.fetch_add(1, Ordering::SeqCst) + 1;
+        counts.open_max.fetch_max(open, Ordering::SeqCst);
+        Open(counts)
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.0.open.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+/// Counts the body, and spoils it if the fault is about the body.
+fn watched(mut response: Response<s3s::Body>, open: Open, fault: Option<Fault>) -> Response<s3s::Body> {
+    let length = announced_length(&response);
+    let end = match fault {
+        Some(Fault::BodyBreaks(after)) => End::Break(after),
+        Some(Fault::BodyHangs(after)) => End::Hang(after),
+        Some(Fault::BodyTrickles(chunk, pause)) => End::Trickle { chunk, pause, sleep: None },
+        Some(Fault::BodyShort(missing)) => {
+            let kept = length.unwrap_or(0).saturating_sub(missing);
+            response.headers_mut().insert(header::CONTENT_LENGTH, HeaderValue::from(kept));
+            End::Stop(kept)
+        }
+        _ => End::Natural,
+    };
+    response
+        .map(|inner| s3s::Body::http_body_unsync(WatchedBody { inner, left: Bytes::new(), sent: 0, length, end, open }))
+}
+
+fn announced_length(response: &Response<s3s::Body>) -> Option<u64> {
+    let header = response.headers().get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok());
+    header.or_else(|| response.body().size_hint().exact())
+}
+
+enum End {
+    Natural,
+    Break(u64),
+    Hang(u64),
+    Stop(u64),
+    Trickle { chunk: u64, pause: Duration, sleep: Option<Pin<Box<tokio::time::Sleep>>> },
+}
+
+struct WatchedBody {
+    inner: s3s::Body,
+    left: Bytes,
+    sent: u64,
+    length: Option<u64>,
+    end: End,
+    open: Open,
+}
+
+type StdError = Box<dyn std::error::Error + Send + Sync>;
+
+impl Body for WatchedBody {
+    type Data = Bytes;
+    type Error = StdError;
+
+    fn poll_frame(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, StdError>>> {
+        let this = self.get_mut();
+        let sent = this.sent;
+        let mut most = u64::MAX;
+        match &mut this.end {
+            End::Natural => {}
+            End::Break(after) if sent >= *after => return Poll::Ready(Some(Err(Cut.into()))),
+            End::Hang(after) if sent >= *after => return Poll::Pending,
+            End::Stop(after) if sent >= *after => return Poll::Ready(None),
+            End::Break(after) | End::Hang(after) | End::Stop(after) => most = *after - sent,
+            End::Trickle { chunk, pause, sleep } => {
+                if sent > 0 {
+                    let sleep = sleep.get_or_insert_with(|| Box::pin(tokio::time::sleep(*pause)));
+                    std::task::ready!(sleep.as_mut().poll(context));
+                }
+                *sleep = None;
+                most = *chunk;
+            }
+        }
+        if this.left.is_empty() {
+            match std::task::ready!(Pin::new(&mut this.inner).poll_frame(context)) {
+                Some(Ok(frame)) => match frame.into_data() {
+                    Ok(data) => this.left = data,
+                    Err(_) => return Poll::Ready(None),
+                },
+                Some(Err(error)) => return Poll::Ready(Some(Err(error))),
+                None => return Poll::Ready(None),
+            }
+        }
+        let take = this.left.len().min(usize::try_from(most).unwrap_or(usize::MAX));
+        let data = this.left.split_to(take);
+        this.sent += take as u64;
+        this.open.0.bytes_sent.fetch_add(take as u64, Ordering::SeqCst);
+        Poll::Ready(Some(Ok(Frame::data(data))))
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match (&self.end, self.length) {
+            (End::Natural, Some(length)) => SizeHint::with_exact(length.saturating_sub(self.sent)),
+            _ => SizeHint::default(),
+        }
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+}

@@ -1,0 +1,223 @@
+//! An S3 server inside this program: the crate `s3s-fs` over a folder of its own, on a free port of loopback.
+//!
+//! It starts in a millisecond and shares nothing, so tests take one each. [`Served`] is the part that other fronts
+//! ([`crate::oss_front`], [`crate::faulty_backend`]) build on: a thread that answers HTTP by asking a [`Front`]. The
+//! server ends, and its folder goes, when it is dropped.
+//!
+//! What s3s-fs does differently from S3, and is left so: it ignores conditions on reads, does not know
+//! ListMultipartUploads, gives no entity tags in listings, and keys are paths of a file system. One thing is mended
+//! here: it says that listed keys are URL-encoded when they are not.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::thread::JoinHandle;
+
+use anyhow::{Context, Result, anyhow};
+use bytes::Bytes;
+use futures_util::future::BoxFuture;
+use http::{Request, Response, header};
+use http_body_util::BodyExt;
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::rt::TokioIo;
+use s3s::auth::SimpleAuth;
+use s3s::host::SingleDomain;
+use s3s::service::{S3Service, S3ServiceBuilder};
+use s3s_fs::FileSystem;
+use tempfile::TempDir;
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+
+use crate::bucket::{Bucket, S3Endpoint};
+use crate::dirs;
+
+/// The one user's keys. No log of a peer may ever show them.
+pub const ACCESS_KEY: &str = "CANARYS3SACCESSKEY";
+/// See [`ACCESS_KEY`].
+pub const SECRET_KEY: &str = "canary-s3s-secret-3c91";
+
+/// The connection is to be cut instead of answered.
+#[derive(Debug)]
+pub struct Cut;
+
+impl std::fmt::Display for Cut {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("cut on purpose")
+    }
+}
+
+impl std::error::Error for Cut {}
+
+/// What stands between the socket and the S3 service.
+pub trait Front: Send + Sync + 'static {
+    /// Answers a request, or has its connection cut.
+    fn answer(self: Arc<Self>, request: Request<Incoming>) -> BoxFuture<'static, Result<Response<s3s::Body>, Cut>>;
+}
+
+/// A front that is being served by a thread.
+pub struct Served {
+    address: SocketAddr,
+    stop: watch::Sender<bool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Served {
+    /// Serves on a free port. `front` is made when the port is known.
+    pub fn start<F: Front>(front: impl FnOnce(SocketAddr) -> Result<Arc<F>>) -> Result<Served> {
+        let listener = std::net::TcpListener::bind(("127.0.0.1", 0)).context("no free port on loopback")?;
+        listener.set_nonblocking(true)?;
+        let address = listener.local_addr()?;
+        let front = front(address)?;
+        let (stop, mut stopped) = watch::channel(false);
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let thread = std::thread::Builder::new().name("s3s".into()).spawn(move || {
+            runtime.block_on(async {
+                let listener = TcpListener::from_std(listener).expect("a listener that does not block");
+                tokio::select! {
+                    () = serve(listener, front) => {}
+                    _ = stopped.wait_for(|stop| *stop) => {}
+                }
+            });
+            runtime.shutdown_background();
+        })?;
+        Ok(Served { address, stop, thread: Some(thread) })
+    }
+
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+}
+
+impl Drop for Served {
+    fn drop(&mut self) {
+        let _ = self.stop.send(true);
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+async fn serve<F: Front>(listener: TcpListener, front: Arc<F>) {
+    loop {
+        let Ok((stream, _)) = listener.accept().await else { continue };
+        let _ = stream.set_nodelay(true);
+        let front = front.clone();
+        tokio::spawn(async move {
+            let service = service_fn(move |request| front.clone().answer(request));
+            // An error is a connection that ended in the middle, often on purpose.
+            let _ = hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service).await;
+        });
+    }
+}
+
+/// The service of s3s-fs over a folder, with the mended listing.
+#[derive(Clone)]
+pub struct FolderService {
+    service: S3Service,
+    root: PathBuf,
+}
+
+impl FolderService {
+    /// Buckets are folders in `root`. With a `domain` (and port), they may also be asked for as a part of the host.
+    pub fn new(root: &Path, domain: Option<&str>) -> Result<FolderService> {
+        let files = FileSystem::new(root).map_err(|error| anyhow!("s3s-fs on {}: {error:?}", root.display()))?;
+        let mut builder = S3ServiceBuilder::new(files);
+        builder.set_auth(SimpleAuth::from_single(ACCESS_KEY, SECRET_KEY));
+        if let Some(domain) = domain {
+            builder.set_host(SingleDomain::new(domain).context("the domain")?);
+        }
+        Ok(FolderService { service: builder.build(), root: root.to_owned() })
+    }
+
+    /// The folder of a bucket.
+    pub fn bucket_folder(&self, bucket: &str) -> PathBuf {
+        self.root.join(bucket)
+    }
+
+    /// Whether an upload of this name is in progress.
+    pub fn has_upload(&self, upload_id: &str) -> bool {
+        self.root.join(format!(".upload-{upload_id}.json")).is_file()
+    }
+
+    /// Answers as S3 does.
+    pub async fn call(&self, request: Request<s3s::Body>) -> Result<Response<s3s::Body>, Cut> {
+        let lists = request.uri().query().is_some_and(|query| query.contains("encoding-type="));
+        let response = self.service.call(request).await.map_err(|_| Cut)?;
+        if !lists {
+            return Ok(response);
+        }
+        let (parts, text) = text_of(response).await?;
+        Ok(with_text(parts, &text.replace("<EncodingType>url</EncodingType>", "")))
+    }
+}
+
+/// Takes a response with a short text for a body apart.
+pub async fn text_of(response: Response<s3s::Body>) -> Result<(http::response::Parts, String), Cut> {
+    let (parts, body) = response.into_parts();
+    let bytes = body.collect().await.map_err(|_| Cut)?.to_bytes();
+    Ok((parts, String::from_utf8_lossy(&bytes).into_owned()))
+}
+
+/// Puts it together again.
+pub fn with_text(mut parts: http::response::Parts, text: &str) -> Response<s3s::Body> {
+    parts.headers.remove(header::CONTENT_LENGTH);
+    parts.headers.remove(header::TRANSFER_ENCODING);
+    Response::from_parts(parts, s3s::Body::from(Bytes::copy_from_slice(text.as_bytes())))
+}
+
+/// A running server.
+pub struct S3sServer {
+    served: Served,
+    _folder: TempDir,
+}
+
+struct Plain(FolderService);
+
+impl Front for Plain {
+    fn answer(self: Arc<Self>, request: Request<Incoming>) -> BoxFuture<'static, Result<Response<s3s::Body>, Cut>> {
+        Box::pin(async move { self.0.call(request.map(s3s::Body::from)).await })
+    }
+}
+
+impl S3sServer {
+    /// Starts one.
+    pub fn start() -> Result<S3sServer> {
+        let folder = dirs::temporary("s3s")?;
+        let service = FolderService::new(folder.path(), None)?;
+        let served = Served::start(|_| Ok(Arc::new(Plain(service))))?;
+        Ok(S3sServer { served, _folder: folder })
+    }
+
+    /// Where it listens, and the keys.
+    pub fn endpoint(&self) -> S3Endpoint {
+        endpoint(format!("http://{}", self.served.address()))
+    }
+
+    /// A new bucket.
+    pub fn bucket(&self, name: &str) -> Result<Bucket> {
+        let bucket = self.endpoint().bucket(name);
+        bucket.create()?;
+        Ok(bucket)
+    }
+}
+
+/// The keys of this module's user, at this URL.
+pub fn endpoint(url: String) -> S3Endpoint {
+    S3Endpoint { url, access_key: ACCESS_KEY.to_owned(), secret_key: SECRET_KEY.to_owned() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn objects_come_back_and_are_listed_as_they_were_named() {
+        let server = S3sServer::start().expect("a server");
+        let bucket = server.bucket("some-bucket").expect("a bucket");
+        bucket.put("a+b %41", b"bytes").expect("put");
+        assert_eq!(bucket.get("a+b %41").expect("get").as_deref(), Some(&b"bytes"[..]));
+        assert_eq!(bucket.keys().expect("list"), ["a+b %41"]);
+    }
+}
