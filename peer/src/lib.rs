@@ -4,6 +4,7 @@
 //!
 //! | layer | modules |
 //! |---|---|
+//! | start | [`server`]: puts the layers together, runs the shards |
 //! | faces | [`http`] (Dragonfly's object API), [`native`] (sessions of the command line and of peers) |
 //! | use cases | [`engine`]: get, put, copy, delete, list, write-back |
 //! | resources | [`store`] (piece files), [`catalog`] (redb), [`background`] (glommio), [`sidecar`] (backend, metrics listener) |

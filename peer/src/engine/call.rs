@@ -22,8 +22,10 @@ pub enum ShardMessage {
     Connection(Handed),
     /// A request about a task of this shard.
     Call(TaskCall),
-    /// Stop accepting; end when the requests in flight have ended.
+    /// Stop accepting, and say so when the requests in flight have ended.
     Drain,
+    /// End at once.
+    End,
 }
 
 /// Where the answer goes.

@@ -12,6 +12,7 @@ use crate::metrics::Metrics;
 use crate::rt::arena::Arena;
 use crate::rt::mailbox::Sender;
 use crate::sidecar::backend::BackendHandle;
+use crate::sidecar::health::Health;
 
 /// Handles that every shard's engine holds. All of them may be cloned and sent.
 #[derive(Clone)]
@@ -26,6 +27,8 @@ pub struct Context {
     pub background: BackgroundHandle,
     /// Counters.
     pub metrics: Metrics,
+    /// What the process says about its own state.
+    pub health: Health,
     /// How long a clean version counts as fresh.
     pub freshness: FreshnessPolicy,
     /// What clients may know about the backend.

@@ -156,8 +156,8 @@ impl Engine {
     }
 
     /// Name (`s3` or `oss`), region and endpoint of the backend, for clients that ask.
-    pub fn backend_info(&self) -> &BackendDescription {
-        &self.0.context.backend_info
+    pub fn backend_info(&self) -> BackendDescription {
+        self.0.context.backend_info.clone()
     }
 
     /// Serves a request that another shard sent here.

@@ -195,8 +195,9 @@ impl Owner {
             tasks: tasks.len() as u64,
         });
         self.metrics.set_mailbox(self.context.shards[self.shard].len());
-        if self.store.is_poisoned() {
+        if self.store.is_poisoned() || self.context.catalog.is_failed() {
             self.context.metrics.set_poisoned();
+            self.context.health.poison_store();
         }
     }
 

@@ -7,20 +7,35 @@ use std::thread::JoinHandle;
 /// Entries of each shard's submission queue.
 const RING_ENTRIES: u32 = 1024;
 
-/// Starts a thread named `name`, pinned to `core` when the machine has it, and runs `make()`'s future on it.
-/// The future is made on the new thread, so it may hold thread-bound state.
-pub fn spawn_thread<M, F>(name: String, core: usize, make: M) -> io::Result<JoinHandle<io::Result<()>>>
-where
-    M: FnOnce() -> F + Send + 'static,
-    F: Future<Output = ()> + 'static,
-{
-    std::thread::Builder::new().name(name).spawn(move || {
-        // Pinning is a wish: in a container with fewer cores the shard runs wherever it may.
-        if let Err(error) = monoio::utils::bind_to_cpu_set([core]) {
-            tracing::debug!(core, %error, "the shard is not pinned");
+/// A running shard thread.
+pub struct ShardThread(JoinHandle<io::Result<()>>);
+
+impl ShardThread {
+    /// Starts a thread named `name`, pinned to `core` when the machine has it, and runs `make()`'s future on it. The
+    /// future is made on the new thread, so it may hold thread-bound state.
+    pub fn start<M, F>(name: String, core: usize, make: M) -> io::Result<ShardThread>
+    where
+        M: FnOnce() -> F + Send + 'static,
+        F: Future<Output = ()> + 'static,
+    {
+        let thread = std::thread::Builder::new().name(name).spawn(move || {
+            // Pinning is a wish: in a container with fewer cores the shard runs wherever it may.
+            if let Err(error) = monoio::utils::bind_to_cpu_set([core]) {
+                tracing::debug!(core, %error, "the shard is not pinned");
+            }
+            block_on(async move { make().await })
+        })?;
+        Ok(ShardThread(thread))
+    }
+
+    /// Waits for the thread to end.
+    pub fn join(self) {
+        match self.0.join() {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::error!(%error, "a shard's runtime failed"),
+            Err(_) => tracing::error!("a shard ended with a panic"),
         }
-        block_on(make())
-    })
+    }
 }
 
 /// Runs a future on a runtime of this thread until it ends.

@@ -1,0 +1,268 @@
+//! Puts the layers together: opens the resources, starts the threads, waits for a signal, drains, closes.
+//!
+//! Order of the start: catalog and piece files (what is there), sidecar and background executor (what the shards need),
+//! sockets, shards. Order of the end: the shards finish what is in flight, then the resources below them close. What
+//! can fail at the start is a [`StartError`] that says what and what to do; after that nothing here fails.
+
+mod shard;
+
+use std::collections::BTreeSet;
+use std::net::{SocketAddr, TcpListener};
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::time::{Duration, Instant};
+
+use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
+
+use crate::background::{Background, BackgroundError};
+use crate::catalog::{Catalog, CatalogError, Loaded};
+use crate::config::{Config, StoreOptions};
+use crate::engine::call::ShardMessage;
+use crate::engine::{Context, DirtyBudget, Inventory};
+use crate::limits::{DRAIN_TIMEOUT, SHARD_MAILBOX};
+use crate::metrics::Metrics;
+use crate::rt::arena::Arena;
+use crate::rt::mailbox::{Receiver, Sender, mailbox};
+use crate::rt::net::bind_shared;
+use crate::rt::shard::ShardThread;
+use crate::server::shard::{ShardSetup, run_shard};
+use crate::sidecar::backend::{BackendHandle, BackendTuning};
+use crate::sidecar::health::{Health, Phase};
+use crate::sidecar::{Sidecar, SidecarError, SidecarOptions};
+use crate::store::evict::Watermarks;
+use crate::store::{SpaceOptions, StoreError, StoreSeed};
+
+/// Time that the backend's calls in work get after the shards have ended.
+const SIDECAR_STOP_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Why the peer did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The memory of the piece arena.
+    #[error("cannot map {bytes} bytes of memory: {source}. Lower memory.budget")]
+    Arena {
+        /// Bytes wanted.
+        bytes: usize,
+        /// The system's answer.
+        source: std::io::Error,
+    },
+    /// The catalog.
+    #[error(transparent)]
+    Catalog(#[from] CatalogError),
+    /// The piece files.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The bulk reader.
+    #[error(transparent)]
+    Background(#[from] BackgroundError),
+    /// The backend client and the metrics listener.
+    #[error(transparent)]
+    Sidecar(#[from] SidecarError),
+    /// The object port.
+    #[error("cannot listen on {address}: {source}. Choose another objectStorage.tcpListen, or stop what uses it")]
+    Listen {
+        /// Address and first port.
+        address: SocketAddr,
+        /// The system's answer.
+        source: std::io::Error,
+    },
+    /// A shard thread.
+    #[error("cannot start shard {shard}: {source}")]
+    Shard {
+        /// Which one.
+        shard: usize,
+        /// The system's answer.
+        source: std::io::Error,
+    },
+    /// The signal handler.
+    #[error("cannot handle signals: {0}")]
+    Signals(std::io::Error),
+}
+
+/// The resources below the shards.
+struct Resources {
+    catalog: Catalog,
+    background: Background,
+    sidecar: Sidecar,
+    backend: BackendHandle,
+    seed: StoreSeed,
+}
+
+/// Runs a peer until SIGTERM or SIGINT; a second one ends the process at once.
+pub fn run(config: Config, metrics: Metrics) -> Result<(), StartError> {
+    let began = Instant::now();
+    let mut signals = Signals::new([SIGTERM, SIGINT]).map_err(StartError::Signals)?;
+    let health = Health::new();
+    let arena_bytes = config.memory.arena_bytes;
+    let arena = Arena::new(arena_bytes).map_err(|source| StartError::Arena { bytes: arena_bytes, source })?;
+    metrics.watch_arena(arena.clone());
+    let (resources, loaded) = open_resources(&config, &metrics, &health)?;
+    let listeners = bind(&config)?;
+    let address = listeners[0].local_addr().ok();
+    let inventory = Inventory::new(loaded, &resources.seed, config.shards);
+    let mailboxes: Vec<_> = (0..config.shards).map(|_| mailbox(SHARD_MAILBOX)).collect();
+    let (senders, receivers): (Vec<_>, Vec<_>) = mailboxes.into_iter().unzip();
+    let context = Context {
+        arena,
+        catalog: resources.catalog.handle(),
+        backend: resources.backend.clone(),
+        background: resources.background.handle(),
+        metrics,
+        health: health.clone(),
+        freshness: config.freshness.clone(),
+        backend_info: config.http.backend.clone(),
+        dirty: DirtyBudget::new(config.store.dirty_limit_bytes),
+        shards: senders.clone(),
+        upload_ids: Arc::new(AtomicU64::new(1)),
+    };
+    let mut shards = Shards { senders, threads: Vec::new(), drained: None };
+    shards.start(&config, &context, &resources.seed, inventory, listeners, receivers)?;
+    health.set_phase(Phase::Ready);
+    if let Some(address) = address {
+        let elapsed_ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
+        tracing::info!(%address, elapsed_ms, "listening on {address}");
+    }
+    if let Some(address) = resources.sidecar.admin_address() {
+        tracing::info!(%address, "metrics on http://{address}/metrics");
+    }
+    let signal = signals.forever().next();
+    tracing::info!(?signal, "stopping: finishing what is in flight; a second signal ends the process at once");
+    health.set_phase(Phase::Draining);
+    exit_on_second_signal(signals);
+    shards.drain();
+    drop(context);
+    close(resources);
+    tracing::info!("stopped");
+    Ok(())
+}
+
+fn open_resources(
+    config: &Config,
+    metrics: &Metrics,
+    health: &Health,
+) -> Result<(Resources, Loaded), StartError> {
+    let StoreOptions { data_path, capacity_bytes, .. } = &config.store;
+    let observer = metrics.clone();
+    let (catalog, loaded) = Catalog::open(
+        data_path,
+        config.memory.catalog_cache_bytes,
+        Box::new(move |changes, duration| observer.catalog_committed(changes, duration)),
+    )?;
+    let named: BTreeSet<u32> =
+        loaded.pieces.iter().flat_map(|(_, piece)| piece.extents.iter().map(|extent| extent.file)).collect();
+    let options = SpaceOptions {
+        dir: data_path.clone(),
+        capacity_bytes: *capacity_bytes,
+        shards: config.shards,
+        store_id: loaded.store_id,
+    };
+    let seed = StoreSeed::open(options, &named)?;
+    let background = Background::start(data_path.clone())?;
+    let (sidecar, backend) = Sidecar::start(SidecarOptions {
+        backend: config.backend.clone(),
+        tuning: BackendTuning::default(),
+        admin: config.metrics,
+        metrics: metrics.clone(),
+        health: health.clone(),
+    })?;
+    Ok((Resources { catalog, background, sidecar, backend, seed }, loaded))
+}
+
+fn bind(config: &Config) -> Result<Vec<TcpListener>, StartError> {
+    let address = SocketAddr::new(config.http.listen, *config.http.ports.start());
+    bind_shared(config.http.listen, config.http.ports.clone(), config.shards)
+        .map_err(|source| StartError::Listen { address, source })
+}
+
+fn exit_on_second_signal(mut signals: Signals) {
+    std::thread::spawn(move || {
+        if signals.forever().next().is_some() {
+            tracing::warn!("a second signal: ending at once");
+            std::process::exit(1);
+        }
+    });
+}
+
+/// The resources below the shards end in the reverse order of their start. What was acknowledged is durable already.
+fn close(resources: Resources) {
+    let Resources { catalog, background, sidecar, backend, seed } = resources;
+    sidecar.stop(SIDECAR_STOP_TIMEOUT);
+    drop(backend);
+    background.close();
+    catalog.close();
+    drop(seed);
+}
+
+/// The running shards.
+struct Shards {
+    senders: Vec<Sender<ShardMessage>>,
+    threads: Vec<ShardThread>,
+    drained: Option<Receiver<usize>>,
+}
+
+impl Shards {
+    fn start(
+        &mut self,
+        config: &Config,
+        context: &Context,
+        seed: &StoreSeed,
+        inventory: Inventory,
+        listeners: Vec<TcpListener>,
+        receivers: Vec<Receiver<ShardMessage>>,
+    ) -> Result<(), StartError> {
+        let (drained, reports) = mailbox(config.shards);
+        let mut cleanup = inventory.cleanup;
+        let parts = inventory.shards.into_iter().zip(listeners).zip(receivers);
+        for (shard, ((tasks, listener), mailbox)) in parts.enumerate() {
+            let setup = ShardSetup {
+                shard,
+                context: context.clone(),
+                seed: seed.clone(),
+                tasks,
+                cleanup: std::mem::take(&mut cleanup),
+                watermarks: watermarks(&config.store),
+                listener,
+                mailbox,
+                http: config.http.clone(),
+                drained: drained.clone(),
+            };
+            let thread = ShardThread::start(format!("shard-{shard}"), shard, move || run_shard(setup));
+            self.threads.push(thread.map_err(|source| StartError::Shard { shard, source })?);
+        }
+        self.drained = Some(reports);
+        Ok(())
+    }
+
+    /// Has every shard finish what is in flight, then ends them all: a shard that is done still answers the others.
+    fn drain(self) {
+        for sender in &self.senders {
+            // A shard that has ended by itself has nothing in flight.
+            let _ = sender.send_blocking(ShardMessage::Drain);
+        }
+        let limit = Instant::now() + DRAIN_TIMEOUT + Duration::from_secs(1);
+        if let Some(drained) = &self.drained {
+            for _ in &self.threads {
+                let left = limit.saturating_duration_since(Instant::now());
+                if drained.recv_blocking_timeout(left).is_none() {
+                    tracing::warn!("requests in flight did not end in time and are cut");
+                    break;
+                }
+            }
+        }
+        for sender in &self.senders {
+            let _ = sender.send_blocking(ShardMessage::End);
+        }
+        drop(self.senders);
+        for thread in self.threads {
+            thread.join();
+        }
+    }
+}
+
+fn watermarks(store: &StoreOptions) -> Watermarks {
+    Watermarks {
+        high_percent: u64::from(store.high_watermark_percent),
+        low_percent: u64::from(store.low_watermark_percent),
+    }
+}
