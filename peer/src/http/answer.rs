@@ -17,7 +17,7 @@ use serde::Serialize;
 use crate::engine::ObjectError;
 use crate::engine::request::Stat;
 use crate::http::object_body::ObjectBody;
-use crate::limits::FORM_FIELDS_BYTES_MAX;
+use crate::limits::{FORM_FIELDS_BYTES_MAX, OBJECT_BYTES_MAX};
 use crate::metrics::RequestTimer;
 use crate::rt::hyper_io::InFlight;
 
@@ -97,6 +97,9 @@ pub enum RequestError {
     /// The form has too much besides the file.
     #[error("the form has more than {FORM_FIELDS_BYTES_MAX} bytes besides the file")]
     FormTooLarge,
+    /// No object can be that long.
+    #[error("an object has at most {OBJECT_BYTES_MAX} bytes")]
+    ObjectTooLarge,
 }
 
 /// The answer to a request that was not served.
@@ -105,7 +108,7 @@ pub fn error(error: &RequestError) -> Answer {
         RequestError::Object(error) => status_of(error),
         RequestError::Body(_) => StatusCode::BAD_REQUEST,
         RequestError::Form(_) => StatusCode::UNPROCESSABLE_ENTITY,
-        RequestError::FormTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
+        RequestError::FormTooLarge | RequestError::ObjectTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
     };
     if status.is_server_error() {
         tracing::warn!(%error, status = status.as_u16(), "a request failed");

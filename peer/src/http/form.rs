@@ -35,7 +35,7 @@ pub enum Part {
         value: String,
     },
     /// The file, still to be read.
-    File(File),
+    File(Box<File>),
 }
 
 /// The bytes of the file part. Read to the end before the next part is asked for.
@@ -63,7 +63,8 @@ impl Form {
             if field.file_name().is_none() {
                 return Err(RequestError::Form("the part `file` has no filename".into()));
             }
-            return Ok(Some(Part::File(File { field, file_bytes: self.file_bytes.clone() })));
+            let file = File { field, file_bytes: self.file_bytes.clone() };
+            return Ok(Some(Part::File(Box::new(file))));
         }
         let mut value = BytesMut::new();
         while let Some(chunk) = field.chunk().await.map_err(failed)? {

@@ -21,10 +21,10 @@ pub struct ObjectBody {
     metrics: Metrics,
 }
 
-type Fetched = (PieceStream, Option<Result<Chunk, ObjectError>>);
+type Fetched = (Box<PieceStream>, Option<Result<Chunk, ObjectError>>);
 
 enum Next {
-    Idle(PieceStream),
+    Idle(Box<PieceStream>),
     Waiting(Pin<Box<dyn Future<Output = Fetched>>>),
     Ended,
 }
@@ -32,7 +32,7 @@ enum Next {
 impl ObjectBody {
     /// A body of `length` bytes: those of `first`, then what `stream` gives.
     pub fn new(first: Chunk, stream: PieceStream, length: u64, metrics: Metrics) -> ObjectBody {
-        ObjectBody { first: Some(first), next: Next::Idle(stream), remaining: length, metrics }
+        ObjectBody { first: Some(first), next: Next::Idle(Box::new(stream)), remaining: length, metrics }
     }
 
     /// Bytes that have not been given yet.

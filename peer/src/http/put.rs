@@ -68,7 +68,7 @@ async fn put_plain(face: &HttpFace, target: &Target, request: Request<Incoming>)
         ..ObjectMeta::default()
     };
     let mut body = request.into_body();
-    let length = body.size_hint().exact();
+    let length = announced(&body)?;
     let put = options.request(face, target, length, meta);
     let mut ingest = Ingest::begin(face, put, length.unwrap_or(OBJECT_BYTES_MAX)).await?;
     while let Some(bytes) = ingest.beside(form::next_data(&mut body)).await?? {
@@ -81,7 +81,7 @@ async fn put_plain(face: &HttpFace, target: &Target, request: Request<Incoming>)
 async fn put_form(face: &HttpFace, target: &Target, request: Request<Incoming>) -> Result<PutDone, RequestError> {
     let content_type = text_header(request.headers(), header::CONTENT_TYPE.as_str()).to_owned();
     let body = request.into_body();
-    let length_max = body.size_hint().exact().unwrap_or(OBJECT_BYTES_MAX);
+    let length_max = announced(&body)?.unwrap_or(OBJECT_BYTES_MAX);
     let mut form = Form::new(&content_type, body)?;
     let mut options = PutOptions::default();
     let mut ingest: Option<Ingest> = None;
@@ -106,6 +106,13 @@ async fn put_form(face: &HttpFace, target: &Target, request: Request<Incoming>) 
     }
     let ingest = ingest.ok_or_else(|| RequestError::Form("the form has no part `file`".into()))?;
     Ok(ingest.finish(options.mode).await?)
+}
+
+/// The length that the head announces, if it does.
+fn announced(body: &Incoming) -> Result<Option<u64>, RequestError> {
+    let length = body.size_hint().exact();
+    let too_large = length.is_some_and(|length| length > OBJECT_BYTES_MAX);
+    if too_large { Err(RequestError::ObjectTooLarge) } else { Ok(length) }
 }
 
 async fn receive(ingest: &mut Ingest, file: &mut File) -> Result<(), RequestError> {

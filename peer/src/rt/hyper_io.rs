@@ -270,10 +270,12 @@ impl<I: Inspector + Unpin> Write for HyperIo<I> {
     }
 }
 
+type Timer = Pin<Box<dyn Future<Output = ()>>>;
+
 /// The one timer of a connection.
 struct Clock {
     activity: Rc<Activity>,
-    armed: Option<(Instant, Pin<Box<dyn Future<Output = ()>>>)>,
+    armed: Option<(Instant, Timer)>,
 }
 
 impl Clock {
