@@ -9,7 +9,7 @@ use dfstore_proto::ids::TaskId;
 use dfstore_proto::object::Source;
 
 use crate::engine::error::ObjectError;
-use crate::engine::request::{DeleteDone, ListEntry, PutDone, PutRequest, Stat, Target};
+use crate::engine::request::{CommitRequest, DeleteDone, ListEntry, PutDone, PutRequest, Stat, Target};
 use crate::rt::arena::Slot;
 use crate::rt::mailbox::oneshot;
 use crate::rt::net::Handed;
@@ -131,7 +131,7 @@ pub enum TaskCall {
     /// One piece of an upload is on disk.
     Written { upload: u64, piece: WrittenPiece, reply: Reply<()> },
     /// All pieces are there: make it the current version.
-    Commit { upload: u64, length: u64, crc32: Option<u32>, reply: Reply<PutDone> },
+    Commit { upload: u64, request: CommitRequest, reply: Reply<PutDone> },
     /// Forget an upload.
     Abort { upload: u64 },
     /// Delete the object.

@@ -9,7 +9,7 @@ use crate::engine::Engine;
 use crate::engine::call::TaskCall;
 use crate::engine::error::ObjectError;
 use crate::engine::owner::Owner;
-use crate::engine::request::{PutRequest, Standing, Stat, Target};
+use crate::engine::request::{CommitRequest, PutRequest, Standing, Stat, Target};
 
 /// Copies `source` over `target`; gives what the target then is.
 pub async fn copy(engine: &Engine, source: &Target, target: &Target) -> Result<Stat, ObjectError> {
@@ -39,7 +39,7 @@ pub async fn copy(engine: &Engine, source: &Target, target: &Target) -> Result<S
         slot.append(&chunk.slot);
         upload.write_piece(chunk.number, slot, Some(chunk.crc32)).await?;
     }
-    upload.commit(length, crc32).await?;
+    upload.commit(CommitRequest { length, crc32, mode: None }).await?;
     engine.stat(target, false).await
 }
 

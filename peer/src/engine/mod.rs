@@ -48,7 +48,7 @@ use dfstore_proto::ids::{ObjectName, TaskId};
 use crate::config::options::BackendDescription;
 use crate::engine::call::{PieceAnswer, Reply, ShardMessage, TaskCall, WrittenPiece};
 use crate::engine::owner::Owner;
-use crate::engine::request::{DeleteDone, ListPage, ListRequest, PutRequest, Stat, Target};
+use crate::engine::request::{CommitRequest, DeleteDone, ListPage, ListRequest, PutRequest, Stat, Target};
 use crate::metrics::Metrics;
 use crate::rt::arena::{Arena, Slot};
 use crate::rt::mailbox::Sender;
@@ -217,16 +217,10 @@ impl Engine {
         }
     }
 
-    async fn commit(
-        &self,
-        task: TaskId,
-        upload: u64,
-        length: u64,
-        crc32: Option<u32>,
-    ) -> Result<request::PutDone, ObjectError> {
+    async fn commit(&self, task: TaskId, upload: u64, request: CommitRequest) -> Result<request::PutDone, ObjectError> {
         match self.remote(&task) {
-            None => self.0.commit(upload, length, crc32).await,
-            Some(shard) => shard.ask(|reply| TaskCall::Commit { upload, length, crc32, reply }).await,
+            None => self.0.commit(upload, request).await,
+            Some(shard) => shard.ask(|reply| TaskCall::Commit { upload, request, reply }).await,
         }
     }
 

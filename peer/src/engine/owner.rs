@@ -150,8 +150,8 @@ impl Owner {
                 spawn_local(async move { drop(reply.send(owner.admit(upload, number, length).await)) })
             }
             TaskCall::Written { upload, piece, reply } => drop(reply.send(owner.written(upload, piece))),
-            TaskCall::Commit { upload, length, crc32, reply } => {
-                spawn_local(async move { drop(reply.send(owner.commit(upload, length, crc32).await)) })
+            TaskCall::Commit { upload, request, reply } => {
+                spawn_local(async move { drop(reply.send(owner.commit(upload, request).await)) })
             }
             TaskCall::Abort { upload } => owner.abort(upload),
             TaskCall::Delete { target, reply } => {

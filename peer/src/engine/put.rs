@@ -19,7 +19,7 @@ use crate::engine::context::DirtyHold;
 use crate::engine::error::ObjectError;
 use crate::engine::fetch::busy;
 use crate::engine::owner::Owner;
-use crate::engine::request::{PutDone, PutRequest, Standing, piece_count, piece_length};
+use crate::engine::request::{CommitRequest, PutDone, PutRequest, Standing, piece_count, piece_length};
 use crate::engine::version::{StoredPiece, Task, Version};
 use crate::engine::writeback::{Outgoing, new_record};
 use crate::limits::{ADMISSION_POLL, ADMISSION_TIMEOUT, OBJECT_BYTES_MAX, PIECE_BYTES, UPLOADS_PER_SHARD_MAX};
@@ -29,6 +29,8 @@ use crate::rt::time::{sleep, unix_ms};
 pub struct UploadState {
     ticket: Ticket,
     request: PutRequest,
+    /// As in the request, unless the commit says otherwise.
+    mode: Cell<WriteMode>,
     pieces: RefCell<BTreeMap<u32, WrittenPiece>>,
     dirty: DirtyHold,
     closed: Cell<bool>,
@@ -61,6 +63,7 @@ impl Owner {
         let ticket = Ticket { upload, piece_bytes: PIECE_BYTES };
         let state = UploadState {
             ticket,
+            mode: Cell::new(request.mode),
             request,
             pieces: RefCell::default(),
             dirty: self.context.dirty.hold(),
@@ -116,10 +119,11 @@ impl Owner {
     }
 
     /// Makes the upload the current version, with the promise of its mode.
-    pub async fn commit(self: &Rc<Self>, upload: u64, length: u64, crc32: Option<u32>) -> Result<PutDone, ObjectError> {
+    pub async fn commit(self: &Rc<Self>, upload: u64, request: CommitRequest) -> Result<PutDone, ObjectError> {
         let state = self.upload(upload)?;
         self.abort(upload);
-        let written = state.take_written(length, crc32)?;
+        state.mode.set(request.mode.unwrap_or(state.request.mode));
+        let written = state.take_written(request.length, request.crc32)?;
         let synced = self.store.sync(written.pieces.iter().map(|piece| piece.lease.extents())).await;
         let outcome = match synced {
             Ok(()) => self.make_version(&state, &written).await,
@@ -141,7 +145,7 @@ impl Owner {
             digest: format!("crc32:{:08x}", written.crc32),
             ..request.meta.clone()
         };
-        match request.mode {
+        match state.mode.get() {
             WriteMode::AsyncWriteBack => self.install(&task, meta, TaskState::Dirty, state, written).await,
             WriteMode::Ephemeral => self.install(&task, meta, TaskState::Ephemeral, state, written).await,
             WriteMode::WriteBack => {

@@ -86,6 +86,17 @@ pub struct PutRequest {
     pub meta: ObjectMeta,
 }
 
+/// How an upload ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CommitRequest {
+    /// Bytes of the object: all its pieces are there.
+    pub length: u64,
+    /// Checksum of the whole where the client knows one.
+    pub crc32: Option<u32>,
+    /// How it reaches the backend, where that became known after the upload began.
+    pub mode: Option<WriteMode>,
+}
+
 /// A write that is acknowledged.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PutDone {

@@ -12,7 +12,7 @@ use crate::engine::Engine;
 use crate::engine::call::{Ticket, WrittenPiece};
 use crate::engine::error::ObjectError;
 use crate::engine::fetch::busy;
-use crate::engine::request::PutDone;
+use crate::engine::request::{CommitRequest, PutDone};
 use crate::limits::ADMISSION_TIMEOUT;
 use crate::rt::arena::{Holder, SlotMut};
 use crate::rt::time::timeout;
@@ -69,12 +69,11 @@ impl Upload {
         Ok(found)
     }
 
-    /// Makes the pieces written so far the current version: `length` bytes, all pieces there, and the given checksum
-    /// of the whole where the client knows one. Returns when the mode's promise holds. The upload is then over,
-    /// whatever came of it.
-    pub async fn commit(&self, length: u64, crc32: Option<u32>) -> Result<PutDone, ObjectError> {
+    /// Makes the pieces written so far the current version. Returns when the mode's promise holds. The upload is then
+    /// over, whatever came of it.
+    pub async fn commit(&self, request: CommitRequest) -> Result<PutDone, ObjectError> {
         self.0.aborts.set(false);
-        self.0.engine.commit(self.0.task, self.0.ticket.upload, length, crc32).await
+        self.0.engine.commit(self.0.task, self.0.ticket.upload, request).await
     }
 
     /// Forgets the upload and frees its space.

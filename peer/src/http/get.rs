@@ -67,7 +67,7 @@ async fn send(face: &HttpFace, reader: &Reader, part: Range<u64>, status: Status
     let length = part.end - part.start;
     let mut stream = reader.stream(part);
     let first = stream.next().await.unwrap_or_else(|| Err(ObjectError::Internal("an object without pieces".into())))?;
-    let body = ObjectBody::new(first, stream, length, face.metrics.clone());
+    let body = ObjectBody::new(first, stream, length);
     let answer = answered(face, reader.stat(), status, length);
     Ok(answer.map(|_| Content::Object(Box::new(body))))
 }

@@ -2,12 +2,11 @@
 //!
 //! Bytes are copied once, into arena slots of a piece each; a full piece is written while the next one is received, at
 //! most [`INGEST_WINDOW_PIECES`] at a time. Memory per upload is bounded by that whatever the object's size. An upload
-//! that is not finished is aborted, after the writes under way have ended: also when the client goes away and the
-//! future that fed it is dropped.
+//! that is not finished is aborted, also when the client goes away and the future that fed it is dropped; the store
+//! keeps the blocks of writes under way until the kernel has let go of them.
 
 use std::future::Future;
 use std::pin::{Pin, pin};
-use std::rc::Rc;
 use std::task::Poll;
 
 use bytes::{Buf, Bytes};
@@ -15,19 +14,18 @@ use dfstore_proto::object::WriteMode;
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 
-use crate::engine::request::{PutDone, PutRequest};
+use crate::engine::request::{CommitRequest, PutDone, PutRequest};
 use crate::engine::{ObjectError, Upload};
 use crate::http::HttpFace;
 use crate::limits::INGEST_WINDOW_PIECES;
 use crate::metrics::{Face, Metrics};
 use crate::rt::arena::SlotMut;
-use crate::rt::shard::spawn_local;
 
 type Write = Pin<Box<dyn Future<Output = Result<u32, ObjectError>>>>;
 
 /// An upload being received.
 pub struct Ingest {
-    upload: Rc<Upload>,
+    upload: Upload,
     /// The piece being filled.
     slot: Option<SlotMut>,
     next_piece: u32,
@@ -35,15 +33,13 @@ pub struct Ingest {
     /// No more bytes than this will come; it spares small objects a whole piece of memory.
     length_max: u64,
     writes: FuturesUnordered<Write>,
-    mode: WriteMode,
     metrics: Metrics,
 }
 
 impl Ingest {
     /// Begins an upload of which at most `length_max` bytes will come.
     pub async fn begin(face: &HttpFace, request: PutRequest, length_max: u64) -> Result<Ingest, ObjectError> {
-        let mode = request.mode;
-        let upload = Rc::new(face.engine.put(request).await?);
+        let upload = face.engine.put(request).await?;
         Ok(Ingest {
             upload,
             slot: None,
@@ -51,7 +47,6 @@ impl Ingest {
             length: 0,
             length_max,
             writes: FuturesUnordered::new(),
-            mode,
             metrics: face.metrics.clone(),
         })
     }
@@ -91,18 +86,16 @@ impl Ingest {
         Ok(())
     }
 
-    /// Writes what is left and makes the upload the object's current version.
+    /// Writes what is left and makes the upload the object's current version. `mode` counts: a form may name it after
+    /// the file.
     pub async fn finish(mut self, mode: WriteMode) -> Result<PutDone, ObjectError> {
-        if mode != self.mode {
-            return Err(ObjectError::InvalidArgument("the form field `mode` must come before the file".into()));
-        }
         if let Some(slot) = self.slot.take() {
             self.write(slot).await?;
         }
         while let Some(written) = self.writes.next().await {
             written?;
         }
-        self.upload.commit(self.length, None).await
+        self.upload.commit(CommitRequest { length: self.length, crc32: None, mode: Some(mode) }).await
     }
 
     fn piece_bytes(&self) -> usize {
@@ -126,16 +119,5 @@ impl Ingest {
         self.next_piece += 1;
         self.writes.push(Box::pin(async move { upload.write_piece(number, slot, None).await }));
         Ok(())
-    }
-}
-
-impl Drop for Ingest {
-    fn drop(&mut self) {
-        // Dropping the last handle of the upload aborts it. The kernel may still read from the slots of unfinished
-        // writes, and write to their blocks, so those go on to their end first.
-        let mut writes = std::mem::take(&mut self.writes);
-        if !writes.is_empty() {
-            spawn_local(async move { while writes.next().await.is_some() {} });
-        }
     }
 }

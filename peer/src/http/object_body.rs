@@ -10,7 +10,6 @@ use std::task::{Context, Poll};
 use bytes::Bytes;
 
 use crate::engine::{Chunk, ObjectError, PieceStream};
-use crate::metrics::Metrics;
 
 /// See the module.
 pub struct ObjectBody {
@@ -18,7 +17,6 @@ pub struct ObjectBody {
     first: Option<Chunk>,
     next: Next,
     remaining: u64,
-    metrics: Metrics,
 }
 
 type Fetched = (Box<PieceStream>, Option<Result<Chunk, ObjectError>>);
@@ -31,8 +29,8 @@ enum Next {
 
 impl ObjectBody {
     /// A body of `length` bytes: those of `first`, then what `stream` gives.
-    pub fn new(first: Chunk, stream: PieceStream, length: u64, metrics: Metrics) -> ObjectBody {
-        ObjectBody { first: Some(first), next: Next::Idle(Box::new(stream)), remaining: length, metrics }
+    pub fn new(first: Chunk, stream: PieceStream, length: u64) -> ObjectBody {
+        ObjectBody { first: Some(first), next: Next::Idle(Box::new(stream)), remaining: length }
     }
 
     /// Bytes that have not been given yet.
@@ -74,12 +72,10 @@ impl ObjectBody {
     }
 
     fn give(&mut self, chunk: Chunk) -> Bytes {
-        let source = chunk.source;
         let bytes = chunk.bytes();
         let length = bytes.len() as u64;
         assert!(length > 0 && length <= self.remaining, "a piece of {length} bytes, {} asked for", self.remaining);
         self.remaining -= length;
-        self.metrics.served(source, length);
         bytes
     }
 }

@@ -19,7 +19,7 @@ use dfstore_proto::ids::TaskId;
 use dfstore_proto::message::{Done, Message, PieceAck, PutBegin, PutCommit, PutDone, PutJoin, PutReady, WrittenTo};
 use event_listener::Event;
 
-use crate::engine::request::{self, PutRequest, Standing, piece_count};
+use crate::engine::request::{self, CommitRequest, PutRequest, Standing, piece_count};
 use crate::engine::{ObjectError, Upload};
 use crate::limits::INGEST_WINDOW_PIECES;
 use crate::metrics::{Face, Operation, RequestTimer};
@@ -266,7 +266,8 @@ async fn commit(upload: &Upload, asked: PutCommit) -> Result<PutDone, ErrorReply
         let why = format!("{} bytes are {pieces} pieces, not {}", asked.length, asked.pieces);
         return Err(ErrorReply::new(ErrorCode::InvalidArgument, why));
     }
-    let done = upload.commit(asked.length, Some(asked.crc32)).await;
+    let commit = CommitRequest { length: asked.length, crc32: Some(asked.crc32), mode: None };
+    let done = upload.commit(commit).await;
     done.map(put_done).map_err(|error| error_reply(&error))
 }
 
