@@ -141,6 +141,7 @@ impl Decoder {
                     return Ok(Step::Hungry);
                 };
                 let message = Message::decode(&header, payload)?;
+                self.staging.recycle();
                 self.state = State::Header;
                 Ok(Step::Frame(Frame::Message { request: header.request, message }))
             }
@@ -176,13 +177,18 @@ impl Staging {
         if self.spent { 0 } else { self.bytes.len() }
     }
 
-    /// The next `wanted` bytes, once they are all there. `wanted` was checked against a limit.
-    fn take<'out, 'input: 'out>(&'out mut self, input: &mut &'input [u8], wanted: usize) -> Option<&'out [u8]> {
+    /// Starts over once the bytes were handed out. A connection that goes idle keeps no large buffer.
+    fn recycle(&mut self) {
         if self.spent {
             self.spent = false;
             self.bytes.clear();
             self.bytes.shrink_to(STAGING_KEPT_BYTES);
         }
+    }
+
+    /// The next `wanted` bytes, once they are all there. `wanted` was checked against a limit.
+    fn take<'out, 'input: 'out>(&'out mut self, input: &mut &'input [u8], wanted: usize) -> Option<&'out [u8]> {
+        self.recycle();
         if self.bytes.is_empty() && input.len() >= wanted {
             let (taken, rest) = input.split_at(wanted);
             *input = rest;

@@ -429,3 +429,96 @@ fn a_session_is_moved_to_another_thread_whole() {
     sendable(&Session::accepting());
     assert_eq!(TaskId::of(&target().object, "", ""), target().task());
 }
+
+#[test]
+fn an_answer_from_the_asking_side_is_refused_even_for_a_request_that_has_ended() {
+    let mut pair = Pair::new();
+    let request = pair.request(Delete { target: target() });
+    assert!(pair.answer(request, Done {}));
+    let mut wire = BytesMut::new();
+    Message::from(Done {}).encode(request, &mut wire).unwrap();
+    assert_eq!(feed(&mut pair.server, &wire), Err(Violation::UnknownRequest(request).into()));
+}
+
+#[test]
+fn a_cancelled_read_may_end_early_without_an_error() {
+    let mut pair = Pair::new();
+    let request = pair.request(read(0, 4));
+    let mut wire = BytesMut::new();
+    pair.client.cancel(request, &mut wire).unwrap();
+    assert_eq!(feed(&mut pair.server, &wire).unwrap(), [Event::Cancelled(request)]);
+    assert!(pair.answer(request, ReadEnd::default()));
+}
+
+#[test]
+fn a_joined_connection_neither_commits_nor_aborts() {
+    let mut pair = Pair::new();
+    let joined = pair.request(PutJoin { task: target().task(), upload: 5 });
+    pair.answer(joined, ready(5));
+    let commit = PutCommit { upload: 5, length: 0, crc32: 0, pieces: 0 };
+    for message in [Message::from(commit), PutAbort {}.into()] {
+        let not_now = SendError::NotNow(Violation::NotNow(message.frame_type()));
+        assert_eq!(pair.client.send(joined, message.clone(), &mut BytesMut::new()), Err(not_now));
+        let mut wire = BytesMut::new();
+        message.encode(joined, &mut wire).unwrap();
+        let refused = feed(&mut pair.server, &wire).unwrap_err();
+        assert_eq!(refused, Violation::NotNow(message.frame_type()).into());
+        pair = Pair::new();
+        assert_eq!(pair.request(PutJoin { task: target().task(), upload: 5 }), joined);
+        pair.answer(joined, ready(5));
+    }
+}
+
+/// A pair whose client takes pieces of 6 bytes and whose server takes pieces of 5.
+fn pair_of_small_intakes() -> Pair {
+    let mut wire = BytesMut::new();
+    let mut client = Session::connecting(Hello { piece_bytes_max: 6, ..hello(4) }, &mut wire).unwrap();
+    let mut server = Session::accepting();
+    feed(&mut server, &wire).unwrap();
+    wire.clear();
+    server.accept(HelloAck { piece_bytes_max: 5, ..ack(4, 8) }, &mut wire).unwrap();
+    feed(&mut client, &wire).unwrap();
+    Pair { client, server }
+}
+
+#[test]
+fn pieces_longer_than_the_other_side_takes_are_refused_on_both_sides() {
+    use crate::error::DecodeError;
+    let of = |length| PieceHead { length, ..piece(0) };
+    let mut pair = pair_of_small_intakes();
+    let reading = pair.request(read(0, 1));
+    let writing = pair.request(put_begin());
+    pair.answer(writing, ready(5));
+    let too_long = |length, max| Err(SendError::PieceTooLong { length, max });
+    assert_eq!(pair.server.send_piece(reading, &of(7)), too_long(7, 6));
+    assert_eq!(pair.client.send_piece(writing, &of(6)), too_long(6, 5));
+    assert_eq!((pair.server.piece_bytes_max_to_send(), pair.client.piece_bytes_max_to_send()), (6, 5));
+    let sent = pair.server.send_piece(reading, &of(6)).unwrap();
+    assert_eq!(feed(&mut pair.client, &sent).unwrap().len(), 1);
+    let sent = pair.client.send_piece(writing, &of(5)).unwrap();
+    assert_eq!(feed(&mut pair.server, &sent).unwrap().len(), 1);
+
+    let mut pair = pair_of_small_intakes();
+    let refused = feed(&mut pair.client, &of(7).frame(reading)).unwrap_err();
+    assert_eq!(refused, DecodeError::TooLong { length: 71, max: 70 }.into());
+    let refused = feed(&mut pair.server, &of(6).frame(writing)).unwrap_err();
+    assert_eq!(refused, DecodeError::TooLong { length: 70, max: 69 }.into());
+}
+
+#[test]
+fn the_longest_request_passes_after_hello_and_its_memory_is_given_back() {
+    let mut pair = Pair::new();
+    let longest = Target {
+        object: ObjectName::new("b".repeat(255), "k".repeat(1024)),
+        query: "q".repeat(4096),
+        filter: "f".repeat(4096),
+    };
+    let mut wire = BytesMut::new();
+    pair.client.request(Stat { target: longest, fresh: false }, &mut wire).unwrap();
+    assert!(wire.len() > crate::limits::HELLO_BYTES_MAX as usize);
+    let (first, rest) = wire.split_at(100);
+    assert_eq!(feed(&mut pair.server, first).unwrap(), []);
+    assert_eq!(feed(&mut pair.server, rest).unwrap().len(), 1);
+    let kept = crate::limits::STAGING_KEPT_BYTES + crate::limits::PREFACE_BYTES;
+    assert!(pair.server.memory_bytes() <= kept, "{} bytes kept by an idle connection", pair.server.memory_bytes());
+}
