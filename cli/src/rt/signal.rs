@@ -4,7 +4,7 @@
 //! The signals are blocked in every thread and awaited by one: it may take locks and touch files, which a signal
 //! handler may not.
 
-use std::io;
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -44,6 +44,8 @@ pub fn watch(unfinished: Unfinished) -> io::Result<()> {
         // SAFETY: both pointers are to live values of the right type.
         if unsafe { libc::sigwait(&raw const set, &raw mut signal) } == 0 {
             unfinished.remove_all();
+            // On a line of its own: a progress bar may stand there.
+            let _ = std::io::stderr().lock().write_all(b"\nError: interrupted\n");
             die_of(signal);
         }
     };
