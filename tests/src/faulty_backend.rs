@@ -141,6 +141,8 @@ pub struct Seen {
     pub range: Option<String>,
     /// Its `If-Match`.
     pub if_match: Option<String>,
+    /// Its session token.
+    pub session_token: Option<String>,
 }
 
 /// The running server.
@@ -269,6 +271,7 @@ impl State {
             query: request.uri().query().unwrap_or_default().to_owned(),
             range: text(header::RANGE),
             if_match: text(header::IF_MATCH),
+            session_token: text(header::HeaderName::from_static("x-amz-security-token")),
         });
     }
 
@@ -313,15 +316,8 @@ fn set(response: &mut Response<s3s::Body>, name: header::HeaderName, value: &str
     response.headers_mut().insert(name, HeaderValue::from_str(value).expect("a header value"));
 }
 
-/// An error as S3 writes it.
-pub fn refusal(status: u16, code: &str, retry_after_s: Option<u32>) -> Response<s3s::Body> {
-    let text = format!(
-        "<?xml version=\"1.0\" encoding=\"UTF-8\"?><Error><Code>{code}</Code><Message>as told</Message>\
-         <RequestId>0000</RequestId><HostId>test</HostId></Error>"
-    );
-    let mut response = Response::new(s3s::Body::from(Bytes::from(text)));
-    *response.status_mut() = StatusCode::from_u16(status).expect("a status");
-    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/xml"));
+fn refusal(status: u16, code: &str, retry_after_s: Option<u32>) -> Response<s3s::Body> {
+    let mut response = s3s_server::refusal(status, code, "as told");
     if let Some(seconds) = retry_after_s {
         response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(seconds));
     }
@@ -359,8 +355,17 @@ fn watched(mut response: Response<s3s::Body>, open: Open, fault: Option<Fault>) 
         }
         _ => End::Natural,
     };
-    response
-        .map(|inner| s3s::Body::http_body_unsync(WatchedBody { inner, left: Bytes::new(), sent: 0, length, end, open }))
+    response.map(|inner| {
+        s3s::Body::http_body_unsync(WatchedBody {
+            inner,
+            left: Bytes::new(),
+            sent: 0,
+            length,
+            end,
+            flushed: false,
+            open,
+        })
+    })
 }
 
 fn announced_length(response: &Response<s3s::Body>) -> Option<u64> {
@@ -382,6 +387,7 @@ struct WatchedBody {
     sent: u64,
     length: Option<u64>,
     end: End,
+    flushed: bool,
     open: Open,
 }
 
@@ -397,7 +403,13 @@ impl Body for WatchedBody {
         let mut most = u64::MAX;
         match &mut this.end {
             End::Natural => {}
-            End::Break(after) if sent >= *after => return Poll::Ready(Some(Err(Cut.into()))),
+            End::Break(after) if sent >= *after && this.flushed => return Poll::Ready(Some(Err(Cut.into()))),
+            End::Break(after) if sent >= *after => {
+                // While a body has nothing to give, hyper sends what it has.
+                this.flushed = true;
+                context.waker().wake_by_ref();
+                return Poll::Pending;
+            }
             End::Hang(after) if sent >= *after => return Poll::Pending,
             End::Stop(after) if sent >= *after => return Poll::Ready(None),
             End::Break(after) | End::Hang(after) | End::Stop(after) => most = *after - sent,

@@ -3,22 +3,21 @@
 //! It listens as `oss.localhost` and serves a bucket only as `BUCKET.oss.localhost` (virtual-host style). Behind it is
 //! s3s-fs. Refused, with OSS's codes: path style, `aws-chunked` bodies, any `x-amz-checksum-*` header or trailer,
 //! multi-delete without `Content-MD5`, `If-None-Match` on writes. Understood instead: `x-oss-forbid-overwrite`. Where
-//! s3s-fs knows less than OSS (conditions on reads, missing buckets, unknown uploads, encoded listings), the front adds
+//! s3s-fs knows less than OSS (conditions on reads, missing buckets, unknown uploads), the front adds
 //! it. Sources: Alibaba Cloud's pages on S3 compatibility and on error responses.
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 
 use anyhow::Result;
-use bytes::Bytes;
 use futures_util::future::BoxFuture;
-use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
+use http::{HeaderMap, Method, Request, Response, header};
 use hyper::body::Incoming;
 use tempfile::TempDir;
 
 use crate::bucket::S3Endpoint;
 use crate::dirs;
-use crate::s3s_server::{self, Cut, FolderService, Front, Served, text_of, with_text};
+use crate::s3s_server::{self, Cut, FolderService, Front, Served};
 
 /// The running front.
 pub struct OssFront {
@@ -80,7 +79,6 @@ impl Front for State {
             }
             let wanted = request.headers().get(header::IF_MATCH).cloned();
             let reads = request.method() == Method::GET || request.method() == Method::HEAD;
-            let encodes = request.uri().query().is_some_and(|query| query.contains("encoding-type=url"));
             let response = self.service.call(request.map(s3s::Body::from)).await?;
             if reads && response.status().is_success() && wanted.is_some() {
                 let got = response.headers().get(header::ETAG);
@@ -89,10 +87,6 @@ impl Front for State {
                         Refusal(412, "PreconditionFailed", "At least one of the pre-conditions failed.").answer()
                     );
                 }
-            }
-            if encodes && response.status().is_success() {
-                let (parts, text) = text_of(response).await?;
-                return Ok(with_text(parts, &encoded_listing(&text)));
             }
             Ok(response)
         })
@@ -166,14 +160,7 @@ impl State {
 impl Refusal {
     fn answer(&self) -> Response<s3s::Body> {
         let Refusal(status, code, message) = self;
-        let text = format!(
-            "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n<Error>\n  <Code>{code}</Code>\n  <Message>{message}</Message>\n  \
-             <RequestId>5C3D9175B6FC201293AD****</RequestId>\n  <HostId>oss.localhost</HostId>\n  <EC>0000-0000</EC>\n</Error>\n"
-        );
-        let mut response = Response::new(s3s::Body::from(Bytes::from(text)));
-        *response.status_mut() = StatusCode::from_u16(*status).expect("a status");
-        response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/xml"));
-        response
+        s3s_server::refusal(*status, code, message)
     }
 }
 
@@ -181,43 +168,9 @@ fn contains(headers: &HeaderMap, name: &str, part: &str) -> bool {
     headers.get_all(name).iter().any(|value| value.to_str().is_ok_and(|value| value.contains(part)))
 }
 
-/// The listing with its names URL-encoded, as OSS does when asked.
-fn encoded_listing(text: &str) -> String {
-    let mut encoded = text.replacen("<Contents>", "<EncodingType>url</EncodingType><Contents>", 1);
-    if encoded.len() == text.len() {
-        encoded = text.replacen("<CommonPrefixes>", "<EncodingType>url</EncodingType><CommonPrefixes>", 1);
-    }
-    for element in ["Key", "Prefix", "NextMarker"] {
-        encoded = encode_element(&encoded, element);
-    }
-    encoded
-}
-
-fn encode_element(text: &str, element: &str) -> String {
-    let (open, close) = (format!("<{element}>"), format!("</{element}>"));
-    let mut parts = text.split(&open);
-    let mut encoded = parts.next().unwrap_or_default().to_owned();
-    for part in parts {
-        let (name, rest) = part.split_once(&close).unwrap_or((part, ""));
-        let plain = name.replace("&lt;", "<").replace("&gt;", ">").replace("&quot;", "\"").replace("&apos;", "'");
-        let plain = plain.replace("&amp;", "&");
-        let name = percent_encoding::utf8_percent_encode(&plain, percent_encoding::NON_ALPHANUMERIC);
-        encoded.push_str(&format!("{open}{name}{close}{rest}"));
-    }
-    encoded
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn names_in_listings_are_encoded_once() {
-        let text = "<R><Prefix>a b</Prefix><Contents><Key>a b/&amp;+</Key></Contents></R>";
-        let expected = "<R><Prefix>a%20b</Prefix><EncodingType>url</EncodingType><Contents><Key>a%20b%2F%26%2B</Key>\
-                        </Contents></R>";
-        assert_eq!(encoded_listing(text), expected);
-    }
 
     #[test]
     fn path_style_is_refused() {

@@ -6,7 +6,7 @@
 //!
 //! What s3s-fs does differently from S3, and is left so: it ignores conditions on reads, does not know
 //! ListMultipartUploads, gives no entity tags in listings, and keys are paths of a file system. One thing is mended
-//! here: it says that listed keys are URL-encoded when they are not.
+//! here: it says that the keys of a listing are URL-encoded, and does not encode them.
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -16,7 +16,7 @@ use std::thread::JoinHandle;
 use anyhow::{Context, Result, anyhow};
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
-use http::{Request, Response, header};
+use http::{HeaderValue, Request, Response, StatusCode, header};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use hyper::service::service_fn;
@@ -144,24 +144,58 @@ impl FolderService {
     /// Answers as S3 does.
     pub async fn call(&self, request: Request<s3s::Body>) -> Result<Response<s3s::Body>, Cut> {
         let lists = request.uri().query().is_some_and(|query| query.contains("encoding-type="));
-        let response = self.service.call(request).await.map_err(|_| Cut)?;
-        if !lists {
+        let Ok(response) = self.service.call(request).await else {
+            return Ok(refusal(500, "InternalError", "s3s-fs cannot do this"));
+        };
+        if !lists || !response.status().is_success() {
             return Ok(response);
         }
         let (parts, text) = text_of(response).await?;
-        Ok(with_text(parts, &text.replace("<EncodingType>url</EncodingType>", "")))
+        Ok(with_text(parts, &encoded_listing(&text)))
     }
 }
 
+/// An error as S3 writes it.
+pub fn refusal(status: u16, code: &str, message: &str) -> Response<s3s::Body> {
+    let text = format!(
+        "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n<Error><Code>{code}</Code><Message>{message}</Message>\
+         <RequestId>0000</RequestId><HostId>test</HostId></Error>"
+    );
+    let mut response = Response::new(s3s::Body::from(Bytes::from(text)));
+    *response.status_mut() = StatusCode::from_u16(status).expect("a status");
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/xml"));
+    response
+}
+
+/// The listing with its names URL-encoded, as it says they are.
+fn encoded_listing(text: &str) -> String {
+    let elements = ["Key", "Prefix", "NextMarker"];
+    elements.iter().fold(text.to_owned(), |text, element| encode_element(&text, element))
+}
+
+fn encode_element(text: &str, element: &str) -> String {
+    let (open, close) = (format!("<{element}>"), format!("</{element}>"));
+    let mut parts = text.split(&open);
+    let mut encoded = parts.next().unwrap_or_default().to_owned();
+    for part in parts {
+        let (name, rest) = part.split_once(&close).unwrap_or((part, ""));
+        let plain = name.replace("&lt;", "<").replace("&gt;", ">").replace("&quot;", "\"").replace("&apos;", "'");
+        let plain = plain.replace("&amp;", "&");
+        let name = percent_encoding::utf8_percent_encode(&plain, percent_encoding::NON_ALPHANUMERIC);
+        encoded.push_str(&format!("{open}{name}{close}{rest}"));
+    }
+    encoded
+}
+
 /// Takes a response with a short text for a body apart.
-pub async fn text_of(response: Response<s3s::Body>) -> Result<(http::response::Parts, String), Cut> {
+async fn text_of(response: Response<s3s::Body>) -> Result<(http::response::Parts, String), Cut> {
     let (parts, body) = response.into_parts();
     let bytes = body.collect().await.map_err(|_| Cut)?.to_bytes();
     Ok((parts, String::from_utf8_lossy(&bytes).into_owned()))
 }
 
 /// Puts it together again.
-pub fn with_text(mut parts: http::response::Parts, text: &str) -> Response<s3s::Body> {
+fn with_text(mut parts: http::response::Parts, text: &str) -> Response<s3s::Body> {
     parts.headers.remove(header::CONTENT_LENGTH);
     parts.headers.remove(header::TRANSFER_ENCODING);
     Response::from_parts(parts, s3s::Body::from(Bytes::copy_from_slice(text.as_bytes())))
@@ -213,11 +247,19 @@ mod tests {
     use super::*;
 
     #[test]
+    fn names_in_listings_are_encoded_once() {
+        let text = "<R><Prefix>a b</Prefix><Contents><Key>a b/&amp;+\u{1}</Key></Contents></R>";
+        let expected = "<R><Prefix>a%20b</Prefix><Contents><Key>a%20b%2F%26%2B%01</Key></Contents></R>";
+        assert_eq!(encoded_listing(text), expected);
+    }
+
+    #[test]
     fn objects_come_back_and_are_listed_as_they_were_named() {
         let server = S3sServer::start().expect("a server");
         let bucket = server.bucket("some-bucket").expect("a bucket");
         bucket.put("a+b %41", b"bytes").expect("put");
         assert_eq!(bucket.get("a+b %41").expect("get").as_deref(), Some(&b"bytes"[..]));
         assert_eq!(bucket.keys().expect("list"), ["a+b %41"]);
+        assert!(bucket.put("..", b"bytes").is_err());
     }
 }

@@ -103,7 +103,6 @@ fn of_status(operation: BackendOperation, status: u16) -> Option<BackendErrorKin
         401 | 403 => BackendErrorKind::AccessDenied,
         408 => BackendErrorKind::Timeout,
         409 if operation == BackendOperation::CreateBucket => BackendErrorKind::BucketExists,
-        409 => BackendErrorKind::Unavailable,
         412 => BackendErrorKind::PreconditionFailed,
         416 => BackendErrorKind::RangeNotSatisfiable,
         429 => BackendErrorKind::SlowDown { retry_after: None },

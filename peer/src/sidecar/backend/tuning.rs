@@ -15,7 +15,7 @@ pub struct BackendTuning {
     pub body_window: Duration,
     /// See [`body_window`](Self::body_window).
     pub body_window_bytes: u64,
-    /// How often a request that only reads is tried in all, when the backend fails in a way that may pass at once
+    /// How often a request that reads or deletes is tried in all, when the backend fails in a way that may pass at once
     /// (connection lost, 5xx, short body).
     pub read_attempts: u32,
     /// Pause before the second try; doubled before each further one.

@@ -2,8 +2,8 @@
 //!
 //! Listings use ListObjects version 1, whose marker is a key: it means the same to every provider, also together with
 //! a delimiter, and survives restarts. Keys come URL-encoded (XML cannot carry control characters) and are decoded
-//! exactly once, and only if the answer says that they are encoded. A page always moves on from its marker, so that a
-//! listing ends.
+//! exactly once, and only if the answer says that they are encoded. A page always moves on from its marker. Entries come
+//! in the server's order, which on some servers is that of paths, not of bytes.
 
 use std::borrow::Cow;
 
@@ -38,8 +38,10 @@ impl S3Backend {
         let attempt = self.attempt(BackendOperation::List, bucket);
         let answer = attempt.answer(sent, None).await;
         attempt.end(answer.map(|answer| page_of(&answer, &request.marker)).and_then(|page| {
-            if page.truncated && page.next_marker <= request.marker {
-                return Err((BackendErrorKind::BadAnswer, "the listing does not move on".to_owned()));
+            // Not "comes after": not every server lists in the order of bytes.
+            if page.truncated && (page.next_marker == request.marker || page.next_marker.is_empty()) {
+                let message = format!("the listing does not move on from {:?}", request.marker);
+                return Err((BackendErrorKind::BadAnswer, message));
             }
             Ok(page)
         }))
@@ -73,11 +75,16 @@ fn page_of(answer: &ListObjectsOutput, marker: &str) -> ListPage {
         .filter(|prefix| prefix != marker)
         .collect();
     let truncated = answer.is_truncated().unwrap_or(false);
-    let last = entries.last().map(|entry| &entry.key).max(common_prefixes.last());
+    let last_names = [entries.last().map(|entry| &entry.key), common_prefixes.last()];
     let next_marker = match answer.next_marker() {
         _ if !truncated => String::new(),
-        Some(next) => decoded(encoding, next).into_owned(),
-        None => last.cloned().unwrap_or_default(),
+        Some(next) => {
+            // It is the last name of the page; SeaweedFS encodes names, but not this.
+            let readings = [Cow::Borrowed(next), decoded(encoding, next)];
+            let named = readings.iter().find(|reading| last_names.into_iter().flatten().any(|name| name == *reading));
+            named.unwrap_or(&readings[1]).to_string()
+        }
+        None => last_names.into_iter().flatten().max().cloned().unwrap_or_default(),
     };
     ListPage { entries, common_prefixes, truncated, next_marker }
 }

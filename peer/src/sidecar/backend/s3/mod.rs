@@ -101,7 +101,7 @@ impl S3Backend {
         self.profile.check_bucket(bucket).or_else(|message| self.refuse(operation, bucket, message))
     }
 
-    /// Tries a request that only reads again when it failed in a way that may pass at once.
+    /// Tries a request that may be done twice again when it failed in a way that may pass at once.
     async fn tried<T, F>(&self, mut attempt: impl FnMut() -> F) -> Result<T>
     where
         F: Future<Output = Result<T>>,
@@ -205,7 +205,7 @@ impl Backend for S3Backend {
     }
 
     fn abort_upload<'a>(&'a self, upload: &'a Upload) -> BoxFuture<'a, Result<()>> {
-        self.abort_multipart(upload).boxed()
+        self.tried(|| self.abort_multipart(upload)).boxed()
     }
 
     fn list_parts<'a>(&'a self, upload: &'a Upload) -> BoxFuture<'a, Result<Vec<UploadedPart>>> {
@@ -221,7 +221,7 @@ impl Backend for S3Backend {
     }
 
     fn delete<'a>(&'a self, name: &'a ObjectName) -> BoxFuture<'a, Result<()>> {
-        self.delete_object(name).boxed()
+        self.tried(|| self.delete_object(name)).boxed()
     }
 
     fn list<'a>(&'a self, request: &'a ListRequest) -> BoxFuture<'a, Result<ListPage>> {
