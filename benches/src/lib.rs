@@ -1,1 +1,15 @@
-//! What the benches share: a peer and an S3 server to measure, load of many connections, and figures of runs in pairs.
+//! What the benches share: a peer to measure, load of many connections, and figures of runs in pairs.
+//!
+//! Benches live in `benches/benches` and run with `cargo bench`; without `--bench` on the command line, as in
+//! `cargo test`, each is a smoke test of seconds. The programs in `src/bin` compare the peer with outside references.
+//! May call any crate of the workspace; nothing calls it.
+
+pub mod fio;
+pub mod lab;
+pub mod load;
+pub mod pairs;
+
+/// Whether this is a run of seconds that only shows that the bench works.
+pub fn is_smoke() -> bool {
+    !std::env::args().any(|argument| argument == "--bench")
+}

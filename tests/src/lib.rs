@@ -14,6 +14,7 @@ pub mod dirs;
 pub mod faulty_backend;
 pub mod http;
 pub mod loopfs;
+pub mod native;
 pub mod oss_front;
 pub mod peer;
 pub mod ports;

@@ -154,11 +154,7 @@ impl Process {
 
     /// Resident memory in bytes.
     pub fn rss_bytes(&self) -> Result<u64> {
-        let path = format!("/proc/{}/status", self.pid());
-        let status = fs::read_to_string(&path).with_context(|| format!("reading {path}"))?;
-        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("no VmRSS")?;
-        let kib: u64 = line.trim().trim_end_matches("kB").trim().parse().context("VmRSS is a number")?;
-        Ok(kib << 10)
+        rss_bytes(self.pid())
     }
 
     /// CPU time used so far, user and system, over all threads.
@@ -174,6 +170,15 @@ impl Drop for Process {
             let _ = self.child.wait();
         }
     }
+}
+
+/// Resident memory of a process in bytes.
+pub fn rss_bytes(pid: u32) -> Result<u64> {
+    let path = format!("/proc/{pid}/status");
+    let status = fs::read_to_string(&path).with_context(|| format!("reading {path}"))?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("no VmRSS")?;
+    let kib: u64 = line.trim().trim_end_matches("kB").trim().parse().context("VmRSS is a number")?;
+    Ok(kib << 10)
 }
 
 /// CPU time used so far by a process, user and system, over all threads.
@@ -229,5 +234,6 @@ mod tests {
     #[test]
     fn reads_memory_and_cpu_time_of_this_process() {
         assert!(cpu_time(std::process::id()).is_ok());
+        assert!(rss_bytes(std::process::id()).expect("memory") > 1 << 20);
     }
 }

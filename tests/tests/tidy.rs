@@ -21,7 +21,7 @@ const BANNED_FILE_NAMES: [&str; 6] = ["util", "helper", "common", "manager", "ha
 /// Which modules of the peer each of its modules may name. A new module gets a line here. Resources know nothing of each
 /// other, with two exceptions towards the store: a catalog record holds its extents (plain data), and the background
 /// reads its pieces, under its leases.
-const LAYERS: [(&str, &[&str]); 11] = [
+const LAYERS: [(&str, &[&str]); 13] = [
     ("http", &["engine", "rt", "limits", "config", "metrics"]),
     ("native", &["engine", "rt", "limits", "config", "metrics"]),
     ("engine", &["store", "catalog", "background", "sidecar", "rt", "limits", "config", "metrics"]),
@@ -29,13 +29,15 @@ const LAYERS: [(&str, &[&str]); 11] = [
     ("catalog", &["store", "rt", "limits", "config", "metrics"]),
     ("background", &["store", "rt", "limits", "config", "metrics"]),
     ("sidecar", &["rt", "limits", "config", "metrics"]),
+    ("probe", &["rt", "limits", "config"]),
+    ("logging", &["config"]),
     ("rt", &["limits", "config", "metrics"]),
     ("config", &["rt", "limits", "metrics"]),
     ("metrics", &["rt", "limits", "config"]),
     ("limits", &[]),
 ];
 /// The binary and what puts the parts together see everything.
-const COMPOSITION: [&str; 3] = ["main", "lib", "process"];
+const COMPOSITION: [&str; 4] = ["main", "lib", "cli_args", "server"];
 
 /// Crates that only some folders may name, so that each can be replaced.
 const SEAMS: [(&str, &[&str]); 5] = [

@@ -1,0 +1,62 @@
+//! A real peer in front of a small S3 server, for measuring.
+//!
+//! The peer is the binary of the same build profile, with the memory budget that users get by default. The S3 server
+//! runs inside this program; what is measured does not wait for it. Everything goes away when the lab is dropped.
+
+use std::process::Command;
+
+use anyhow::{Context, Result, ensure};
+use dfstore_tests::binaries::binary;
+use dfstore_tests::bucket::Bucket;
+use dfstore_tests::peer::{Peer, PeerSpec};
+use dfstore_tests::s3s_server::S3sServer;
+
+use crate::is_smoke;
+
+/// A peer and its backend. Fields are dropped in this order.
+pub struct Lab {
+    /// What is measured.
+    pub peer: Peer,
+    /// Its bucket.
+    pub bucket: Bucket,
+    _server: S3sServer,
+}
+
+impl Lab {
+    /// Starts both. Under `cargo bench` the peer is built first where it is missing or out of date.
+    pub fn start() -> Result<Lab> {
+        let (capacity, budget) = if is_smoke() { ("2GiB", "128MiB") } else { ("12GiB", "1GiB") };
+        Lab::start_with(capacity, budget, "auto")
+    }
+
+    /// Starts both with this capacity, memory budget and number of shards, as the configuration file writes them.
+    pub fn start_with(capacity: &str, memory_budget: &str, shards: &str) -> Result<Lab> {
+        ensure_built("dfstore-peer")?;
+        let server = S3sServer::start()?;
+        let bucket = server.bucket("bench")?;
+        let mut spec = PeerSpec::new(&bucket.endpoint);
+        spec.capacity = capacity.to_owned();
+        spec.memory_budget = memory_budget.to_owned();
+        spec.shards = shards.to_owned();
+        let peer = Peer::start_with(spec)?;
+        Ok(Lab { peer, bucket, _server: server })
+    }
+}
+
+/// Builds the binaries of this profile unless `name` is there and up to date. Cargo builds no binaries of other
+/// packages for a bench; by the time a bench runs it has let go of its lock.
+pub fn ensure_built(name: &str) -> Result<()> {
+    if binary(name).is_ok() {
+        return Ok(());
+    }
+    let cargo = std::env::var("CARGO").unwrap_or_else(|_| "cargo".to_owned());
+    let mut command = Command::new(cargo);
+    command.args(["build", "--workspace", "--bins"]);
+    if !cfg!(debug_assertions) {
+        command.arg("--release");
+    }
+    eprintln!("building {name}");
+    let status = command.status().with_context(|| format!("{command:?}"))?;
+    ensure!(status.success(), "{command:?}: {status}");
+    binary(name).map(drop)
+}

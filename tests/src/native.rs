@@ -1,0 +1,231 @@
+//! A small blocking client of the native protocol, over the session state machine of `dfstore-proto`.
+//!
+//! For tests and benches that want the protocol without the command line around it. One connection, one request at a
+//! time; pieces go out as credits allow. An ERROR from the peer is an error with its text.
+
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use bytes::BytesMut;
+use dfstore_proto::crc::WholeCrc;
+use dfstore_proto::decoder::Need;
+use dfstore_proto::error::ErrorReply;
+use dfstore_proto::frame::{PieceHead, RequestId};
+use dfstore_proto::ids::ObjectName;
+use dfstore_proto::limits::PIECE_BYTES_MAX;
+use dfstore_proto::message::{
+    Delete, Hello, Message, Open, PutBegin, PutCommit, PutDone, PutReady, Read as ReadPieces, Role, Route, Stat,
+    Target, Token, VersionInfo,
+};
+use dfstore_proto::object::{ObjectMeta, WriteMode};
+use dfstore_proto::preface::Versions;
+use dfstore_proto::session::{Event, Session};
+
+/// Pieces the peer may send ahead.
+const CREDITS: u32 = 8;
+const BUFFER_BYTES: usize = 256 << 10;
+const TIMEOUT: Duration = Duration::from_secs(60);
+
+/// An open connection.
+pub struct NativeClient {
+    stream: TcpStream,
+    session: Session,
+    buffer: Vec<u8>,
+    /// What of the buffer has been read and not used.
+    unused: std::ops::Range<usize>,
+}
+
+impl NativeClient {
+    /// Connects, for work on this object.
+    pub fn connect(address: SocketAddr, target: &Target) -> Result<NativeClient> {
+        let stream = TcpStream::connect(address).with_context(|| format!("cannot connect to {address}"))?;
+        stream.set_nodelay(true)?;
+        stream.set_read_timeout(Some(TIMEOUT))?;
+        stream.set_write_timeout(Some(TIMEOUT))?;
+        let hello = Hello {
+            versions: Versions::OURS,
+            role: Role::Client,
+            route: Route::Task(target.task()),
+            token: Token::default(),
+            agent: "dfstore-tests".to_owned(),
+            piece_bytes_max: PIECE_BYTES_MAX,
+            credits: CREDITS,
+        };
+        let mut out = BytesMut::new();
+        let session = Session::connecting(hello, &mut out)?;
+        let mut client = NativeClient { stream, session, buffer: vec![0; BUFFER_BYTES], unused: 0..0 };
+        client.stream.write_all(&out)?;
+        match client.event()? {
+            Event::Accepted(_) => Ok(client),
+            other => bail!("no HELLO_ACK but {other:?}"),
+        }
+    }
+
+    /// What the peer knows about an object.
+    pub fn stat(&mut self, target: &Target) -> Result<VersionInfo> {
+        match self.ask(Stat { target: target.clone(), fresh: false })? {
+            Message::StatOk(info) => Ok(info),
+            other => bail!("no STAT_OK but {other:?}"),
+        }
+    }
+
+    /// Deletes an object.
+    pub fn delete(&mut self, target: &Target) -> Result<()> {
+        match self.ask(Delete { target: target.clone() })? {
+            Message::Done(_) => Ok(()),
+            other => bail!("no DONE but {other:?}"),
+        }
+    }
+
+    /// Reads a whole object and hands its bytes on with their offsets (pieces may come in any order); gives its length.
+    pub fn get(&mut self, target: &Target, mut take: impl FnMut(u64, &[u8])) -> Result<u64> {
+        let info = match self.ask(Open { target: target.clone(), no_cache: false })? {
+            Message::OpenOk(info) => info,
+            other => bail!("no OPEN_OK but {other:?}"),
+        };
+        if info.meta.length == 0 {
+            return Ok(0);
+        }
+        let (generation, piece_count) = (info.generation, info.pieces());
+        self.send(ReadPieces { target: target.clone(), generation, first_piece: 0, piece_count })?;
+        loop {
+            match self.event()? {
+                Event::Piece { head, .. } => {
+                    self.raw(head.offset, &mut take)?;
+                    let mut out = BytesMut::new();
+                    self.session.grant(1, &mut out)?;
+                    self.stream.write_all(&out)?;
+                }
+                Event::Message { message: Message::ReadEnd(_), .. } => return Ok(info.meta.length),
+                other => refuse(other)?,
+            }
+        }
+    }
+
+    /// Writes a whole object; returns when the peer has acknowledged it.
+    pub fn put(&mut self, target: &Target, bytes: &[u8], mode: WriteMode) -> Result<PutDone> {
+        let begin = PutBegin {
+            target: target.clone(),
+            length: Some(bytes.len() as u64),
+            mode,
+            max_replicas: 0,
+            ack_peers: 0,
+            meta: ObjectMeta::default(),
+        };
+        let request = self.send(begin)?;
+        let ready = loop {
+            match self.event()? {
+                Event::Message { message: Message::PutReady(ready), .. } => break ready,
+                other => refuse(other)?,
+            }
+        };
+        let (crc32, pieces) = self.send_pieces(request, &ready, bytes)?;
+        let mut out = BytesMut::new();
+        let commit = PutCommit { upload: ready.upload, length: bytes.len() as u64, crc32, pieces };
+        self.session.send(request, commit, &mut out)?;
+        self.stream.write_all(&out)?;
+        loop {
+            match self.event()? {
+                Event::Message { message: Message::PutDone(done), .. } => return Ok(done),
+                other => refuse(other)?,
+            }
+        }
+    }
+
+    fn send_pieces(&mut self, request: RequestId, ready: &PutReady, bytes: &[u8]) -> Result<(u32, u32)> {
+        let mut whole = WholeCrc::new();
+        let mut number = 0;
+        for raw in bytes.chunks(ready.piece_bytes as usize) {
+            while self.session.credits_to_send() == 0 {
+                let event = self.event()?;
+                refuse(event)?;
+            }
+            let crc32 = crc32fast::hash(raw);
+            let (offset, length) = (whole.length_bytes(), u32::try_from(raw.len()).context("at most a piece")?);
+            let PutReady { task, generation, .. } = *ready;
+            let head = PieceHead { task, generation, offset, number, length, crc32 };
+            let front = self.session.send_piece(request, &head)?;
+            self.stream.write_all(&front)?;
+            self.stream.write_all(raw)?;
+            whole.append(crc32, u64::from(length));
+            number += 1;
+        }
+        Ok((whole.value(), number))
+    }
+
+    fn send(&mut self, message: impl Into<Message>) -> Result<RequestId> {
+        let mut out = BytesMut::new();
+        let request = self.session.request(message, &mut out)?;
+        self.stream.write_all(&out).context("sending a request")?;
+        Ok(request)
+    }
+
+    /// Makes a request and waits for the message that answers it.
+    fn ask(&mut self, message: impl Into<Message>) -> Result<Message> {
+        self.send(message)?;
+        loop {
+            match self.event()? {
+                Event::Message { message: Message::Error(error), .. } => return Err(described(&error)),
+                Event::Message { message, .. } => return Ok(message),
+                other => refuse(other)?,
+            }
+        }
+    }
+
+    fn event(&mut self) -> Result<Event> {
+        loop {
+            let mut input = &self.buffer[self.unused.clone()];
+            let event = self.session.receive(&mut input)?;
+            self.unused.start = self.unused.end - input.len();
+            if let Some(event) = event {
+                return Ok(event);
+            }
+            self.fill()?;
+        }
+    }
+
+    /// Reads the raw bytes of the piece that has begun.
+    fn raw(&mut self, offset: u64, take: &mut impl FnMut(u64, &[u8])) -> Result<()> {
+        let mut at = offset;
+        while let Need::Raw(_) = self.session.need() {
+            let mut input = &self.buffer[self.unused.clone()];
+            let raw = self.session.take_raw(&mut input);
+            take(at, raw);
+            at += raw.len() as u64;
+            self.unused.start += raw.len();
+            if self.unused.is_empty() && matches!(self.session.need(), Need::Raw(_)) {
+                self.fill()?;
+            }
+        }
+        Ok(())
+    }
+
+    fn fill(&mut self) -> Result<()> {
+        debug_assert!(self.unused.is_empty(), "the session takes all it is given unless raw bytes are due");
+        let count = self.stream.read(&mut self.buffer).context("reading from the peer")?;
+        ensure!(count > 0, "the peer closed the connection");
+        self.unused = 0..count;
+        Ok(())
+    }
+}
+
+/// An object without a query.
+pub fn target(bucket: &str, key: &str) -> Target {
+    Target::new(ObjectName::new(bucket, key))
+}
+
+fn described(error: &ErrorReply) -> anyhow::Error {
+    anyhow::anyhow!("{:?}: {} {}", error.code, error.message, error.detail)
+}
+
+/// Passes over what a busy connection may carry besides the answer; an error for what ends it.
+fn refuse(event: Event) -> Result<()> {
+    match event {
+        Event::Credit(_) | Event::Pong(_) | Event::GoAway { .. } => Ok(()),
+        Event::Message { message: Message::PieceAck(_), .. } => Ok(()),
+        Event::Message { message: Message::Error(error), .. } | Event::Closed(error) => Err(described(&error)),
+        other => bail!("unexpected: {other:?}"),
+    }
+}
