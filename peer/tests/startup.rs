@@ -282,7 +282,8 @@ fn all_that_is_missing_is_told_at_once() {
 
 #[test]
 fn too_little_locked_memory_is_refused_with_advice() {
-    let mut command = after("ulimit -l 64", &Scene::new().command());
+    let scene = Scene::new();
+    let mut command = after("ulimit -l 64", &scene.command());
     refuses(&mut command, &["only 64KiB of memory may be locked: 512KiB are needed", "ulimit -l", "LimitMEMLOCK="]);
 }
 

@@ -362,6 +362,21 @@ fn what_check_prints_is_again_a_valid_configuration() {
     assert_eq!(parse(&config.to_string()).expect("valid"), config);
 }
 
+#[test]
+fn the_manual_names_every_key_and_shows_a_file_that_works() {
+    let manual = include_str!("../../../docs/OPERATIONS.md");
+    let file = manual.split("```yaml\n").nth(1).and_then(|rest| rest.split("```").next()).expect("an example");
+    assert_eq!(parse(file).expect("valid"), parse(STANDALONE).expect("valid"));
+    let shown = parse(STANDALONE).expect("valid").to_string();
+    for line in shown.lines() {
+        let key = line.trim_start().split(':').next().unwrap_or_default();
+        assert!(
+            manual.contains(&format!("{key}`")) || manual.contains(&format!("{key}.")),
+            "{key} is not in the manual"
+        );
+    }
+}
+
 proptest::proptest! {
     #[test]
     fn no_text_makes_it_panic(text in "(objectStorage|storage|enable|name|tcpListen|port|buckets|[a-z:{}\\[\\] \n&*!|>'\"#-]){0,40}") {

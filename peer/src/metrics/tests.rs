@@ -118,3 +118,39 @@ fn arena_use_and_process_facts_are_read_when_asked() {
     drop(slot);
     assert_eq!(value(&metrics.encode(), "dfstore_arena_held_bytes{holder=\"ingest\"}"), 0.0);
 }
+
+/// Series with labels show only once they have a member.
+fn one_of_each() -> Metrics {
+    let metrics = Metrics::new(1, "");
+    let mut timer = metrics.request(Face::Http, Operation::Get);
+    timer.first_byte();
+    timer.finish(200);
+    metrics.served(Source::Local, 1);
+    metrics.received(Face::Native, 1);
+    metrics.backend_started();
+    metrics.backend_finished(BackendOperation::Put, BackendOutcome::Ok, Duration::ZERO);
+    metrics.writeback_attempted(true);
+    metrics.watch_arena(Arena::new(64 << 20).expect("64 MiB can be mapped"));
+    metrics
+}
+
+#[test]
+fn every_metric_is_in_the_manual_and_the_manual_names_no_other() {
+    let manual = include_str!("../../../docs/OPERATIONS.md");
+    let table = manual.split("## Metrics").nth(1).and_then(|rest| rest.split("## Logs").next()).expect("a section");
+    let rows = table.lines().filter_map(|line| line.strip_prefix("| `")?.split_once("` |"));
+    let mut documented: Vec<String> =
+        rows.map(|(name, _)| name.to_owned()).filter(|name| !name.contains(['(', ' ', '{'])).collect();
+    let text = one_of_each().encode();
+    let named = text.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split_once(' '));
+    let mut existing: Vec<String> = named
+        .map(|(name, kind)| match kind {
+            "counter" => format!("{name}_total"),
+            "info" => format!("{name}_info"),
+            _ => name.to_owned(),
+        })
+        .collect();
+    documented.sort_unstable();
+    existing.sort_unstable();
+    assert_eq!(documented, existing);
+}
