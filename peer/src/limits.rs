@@ -45,8 +45,6 @@ pub const CATALOG_BATCH_CHANGES: usize = 256;
 pub const CATALOG_BATCH_DELAY: Duration = Duration::from_millis(2);
 /// The time a commit that nobody waits for may be kept to be grouped with others.
 pub const CATALOG_LAZY_DELAY: Duration = Duration::from_millis(100);
-/// Changes of one commit; a transaction is at most this much larger than [`CATALOG_BATCH_CHANGES`].
-pub const CATALOG_COMMIT_CHANGES_MAX: usize = 1024;
 /// Requests that may wait for the sidecar.
 pub const SIDECAR_MAILBOX: usize = 1024;
 /// Backend requests in flight at once, over all objects.

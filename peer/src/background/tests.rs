@@ -15,7 +15,7 @@ async fn write(store: &PieceStore, arena: &Arena, length: usize) -> (Lease, u32)
     let reservation = store.allocate(length).await.expect("there is space");
     let mut slot = arena.try_take(length, Holder::Ingest).expect("the share is free");
     slot.set_len(length);
-    slot.iter_mut().enumerate().for_each(|(at, byte)| *byte = (at / 7) as u8);
+    slot.iter_mut().enumerate().for_each(|(at, byte)| *byte = (at / 7).to_le_bytes()[0]);
     let (slot, crc32) = seal(slot);
     store.write(&reservation, slot).await.expect("writes");
     (reservation.keep(), crc32)

@@ -18,6 +18,10 @@ pub const CATALOG_FILE: &str = "catalog.redb";
 /// Version of the tables and keys. A file of another version is refused.
 pub const FORMAT_VERSION: u32 = 1;
 
+/// The values of the table `meta`: the format version and the store's identity.
+type Meta = (Vec<u8>, Vec<u8>);
+/// Takes one entry of a table.
+type ReadEntry<'r> = &'r mut dyn FnMut(&[u8], &[u8]) -> Result<(), Damaged>;
 type Definition = TableDefinition<'static, &'static [u8], &'static [u8]>;
 const META: Definition = TableDefinition::new("meta");
 const TASKS: Definition = TableDefinition::new("tasks");
@@ -39,7 +43,12 @@ impl Database {
     pub fn open(dir: &Path, cache_bytes: usize) -> Result<(Database, Loaded), CatalogError> {
         let path = dir.join(CATALOG_FILE);
         let opened = Builder::new().set_cache_size(cache_bytes).set_check_integrity_on_open(true).create(&path);
-        let database = Database(opened.map_err(|error| open_error(&path, error))?);
+        Database::read(opened.map_err(|error| open_error(&path, error))?, path)
+    }
+
+    /// Reads everything from an opened file.
+    pub(super) fn read(opened: redb::Database, path: PathBuf) -> Result<(Database, Loaded), CatalogError> {
+        let database = Database(opened);
         let store_id = database.identify(&path)?;
         let damage = |error: redb::Error| CatalogError::Damaged { path: path.clone(), reason: error.to_string() };
         let (mut loaded, damaged) = database.load().map_err(damage)?;
@@ -65,7 +74,7 @@ impl Database {
     }
 
     /// The format version and the store's identity, or `None` in a new file.
-    fn read_meta(&self) -> Result<Option<(Vec<u8>, Vec<u8>)>, redb::Error> {
+    fn read_meta(&self) -> Result<Option<Meta>, redb::Error> {
         let transaction = self.0.begin_read()?;
         let table = match transaction.open_table(META) {
             Err(redb::TableError::TableDoesNotExist(_)) => return Ok(None),
@@ -95,7 +104,7 @@ impl Database {
         let transaction = self.0.begin_read()?;
         let mut loaded = Loaded::default();
         let mut damaged = Vec::new();
-        let mut scan = |definition: Definition, read: &mut dyn FnMut(&[u8], &[u8]) -> Result<(), Damaged>| {
+        let mut scan = |definition: Definition, read: ReadEntry<'_>| {
             for entry in transaction.open_table(definition)?.iter()? {
                 let (key, value) = entry?;
                 if read(key.value(), value.value()).is_err() {

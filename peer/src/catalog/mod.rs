@@ -35,7 +35,7 @@ pub use records::{
 
 use crate::catalog::database::Database;
 use crate::catalog::writer::{Message, Writer};
-use crate::limits::{CATALOG_COMMIT_CHANGES_MAX, CATALOG_MAILBOX};
+use crate::limits::CATALOG_MAILBOX;
 use crate::rt::mailbox::{Sender, mailbox};
 
 /// How long a commit may wait to be grouped with others.
@@ -151,9 +151,10 @@ impl CatalogHandle {
     /// Applies all of `changes` or none of them, after everything that was committed before. When it returns `Ok`
     /// they survive a power cut, whatever the durability asked for.
     ///
-    /// The changes are applied even if the caller stops waiting.
+    /// The changes are applied even if the caller stops waiting. A commit is one transaction however many changes it
+    /// has: who has thousands of pieces to record does it in several, the record of the task last, because pieces
+    /// without a version are dropped at the next start.
     pub async fn commit(&self, changes: Vec<Change>, durability: Durability) -> Result<(), CatalogError> {
-        assert!(changes.len() <= CATALOG_COMMIT_CHANGES_MAX, "{} changes in one commit", changes.len());
         if changes.is_empty() {
             return Ok(());
         }

@@ -1,18 +1,24 @@
 //! Tests of the catalog on real files: what comes back, order, groups, damage, versions, size.
 
+use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use futures_util::future::join_all;
+use redb::backends::InMemoryBackend;
+use redb::{ReadableTable, StorageBackend, TableDefinition};
 use tempfile::TempDir;
 
 use dfstore_proto::ids::{ObjectName, TaskId};
 use dfstore_proto::object::ObjectMeta;
 
+use crate::catalog::database::Database;
+use crate::catalog::writer::{Message, Writer};
 use crate::catalog::{
     CATALOG_FILE, Catalog, CatalogError, Change, Durability, Loaded, PartRecord, PieceKey, PieceRecord, PieceSet,
     TaskRecord, TaskState, UploadStarted, WriteBackKind, WriteBackRecord,
 };
+use crate::rt::mailbox::mailbox;
 use crate::rt::shard::block_on;
 use crate::store::{Extent, ExtentList};
 
@@ -221,4 +227,105 @@ fn reads_a_hundred_thousand_pieces() {
     let (catalog, loaded) = reopen(catalog, &dir);
     assert_eq!((loaded.tasks.len(), loaded.pieces.len(), loaded.damaged), (100, 100_000, 0));
     catalog.close();
+}
+
+/// Changes a closed catalog behind its back.
+fn tamper(dir: &TempDir, change: impl FnOnce(&redb::WriteTransaction)) {
+    let database = redb::Database::open(dir.path().join(CATALOG_FILE)).expect("opens");
+    let transaction = database.begin_write().expect("begins");
+    change(&transaction);
+    transaction.commit().expect("commits");
+}
+
+const TASKS: TableDefinition<&[u8], &[u8]> = TableDefinition::new("tasks");
+const META: TableDefinition<&[u8], &[u8]> = TableDefinition::new("meta");
+
+#[test]
+fn damaged_and_misplaced_records_are_removed_and_the_rest_stays() {
+    let dir = folder();
+    let (catalog, _) = open(&dir);
+    commit(&catalog, (0..4).map(|n| Change::PutTask { task: task(n), record: task_record(n) }).collect());
+    catalog.close();
+    tamper(&dir, |transaction| {
+        let mut tasks = transaction.open_table(TASKS).expect("opens");
+        let value =
+            |n: u64| tasks.get(task(n).as_bytes().as_slice()).expect("reads").expect("is there").value().to_vec();
+        let (mut flipped, misplaced) = (value(1), value(2));
+        flipped[5] ^= 1;
+        tasks.insert(task(1).as_bytes().as_slice(), flipped.as_slice()).expect("writes");
+        tasks.insert(task(3).as_bytes().as_slice(), misplaced.as_slice()).expect("writes");
+        tasks.insert([1, 2, 3].as_slice(), misplaced.as_slice()).expect("writes");
+    });
+    let (catalog, loaded) = open(&dir);
+    assert_eq!(loaded.damaged, 3);
+    let mut left: Vec<u64> = loaded.tasks.iter().map(|(_, record)| record.generation).collect();
+    left.sort_unstable();
+    assert_eq!(left, [0, 2]);
+    let (catalog, loaded) = reopen(catalog, &dir);
+    assert_eq!((loaded.damaged, loaded.tasks.len()), (0, 2));
+    catalog.close();
+}
+
+#[test]
+fn refuses_another_format_version() {
+    let dir = folder();
+    open(&dir).0.close();
+    tamper(&dir, |transaction| {
+        let mut meta = transaction.open_table(META).expect("opens");
+        meta.insert(b"format".as_slice(), 2u32.to_le_bytes().as_slice()).expect("writes");
+    });
+    let error = Catalog::open(dir.path(), CACHE_BYTES, Box::new(|_, _| ())).err().expect("it is refused");
+    assert!(matches!(error, CatalogError::Version { found: 2, known: 1, .. }), "{error}");
+}
+
+/// Memory whose syncs fail when told to.
+#[derive(Debug)]
+struct Failing {
+    memory: InMemoryBackend,
+    fails: Arc<AtomicBool>,
+}
+
+impl StorageBackend for Failing {
+    fn len(&self) -> std::io::Result<u64> {
+        self.memory.len()
+    }
+    fn read(&self, offset: u64, out: &mut [u8]) -> std::io::Result<()> {
+        self.memory.read(offset, out)
+    }
+    fn set_len(&self, len: u64) -> std::io::Result<()> {
+        self.memory.set_len(len)
+    }
+    fn sync_data(&self) -> std::io::Result<()> {
+        if self.fails.load(Ordering::SeqCst) { Err(std::io::ErrorKind::Other.into()) } else { Ok(()) }
+    }
+    fn write(&self, offset: u64, data: &[u8]) -> std::io::Result<()> {
+        self.memory.write(offset, data)
+    }
+}
+
+#[test]
+fn after_a_failed_commit_every_later_one_is_refused() {
+    let fails = Arc::new(AtomicBool::new(false));
+    let backend = Failing { memory: InMemoryBackend::new(), fails: fails.clone() };
+    let opened = redb::Database::builder().create_with_backend(backend).expect("opens");
+    let (database, _) = Database::read(opened, PathBuf::from("memory")).expect("reads");
+    let (sender, receiver) = mailbox(8);
+    let failed = Arc::new(AtomicBool::new(false));
+    let writer = Writer::new(database, receiver, failed.clone(), Box::new(|_, _| ()));
+    let thread = std::thread::spawn(move || writer.run());
+    run(async {
+        let commit = async || {
+            let changes = vec![Change::RemoveTask { task: task(1) }];
+            let call = sender.call(|reply| Message::Commit { changes, durability: Durability::Durable, reply });
+            call.await.expect("it answers")
+        };
+        assert_eq!(commit().await, Ok(()));
+        fails.store(true, Ordering::SeqCst);
+        let first = commit().await.expect_err("the sync failed");
+        assert!(matches!(first, CatalogError::Failed { .. }) && failed.load(Ordering::SeqCst));
+        fails.store(false, Ordering::SeqCst);
+        assert_eq!(commit().await, Err(first), "a later sync that succeeds proves nothing");
+    });
+    drop(sender);
+    thread.join().expect("ends");
 }

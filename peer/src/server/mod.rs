@@ -137,11 +137,7 @@ pub fn run(config: Config, metrics: Metrics) -> Result<(), StartError> {
     Ok(())
 }
 
-fn open_resources(
-    config: &Config,
-    metrics: &Metrics,
-    health: &Health,
-) -> Result<(Resources, Loaded), StartError> {
+fn open_resources(config: &Config, metrics: &Metrics, health: &Health) -> Result<(Resources, Loaded), StartError> {
     let StoreOptions { data_path, capacity_bytes, .. } = &config.store;
     let observer = metrics.clone();
     let (catalog, loaded) = Catalog::open(

@@ -37,7 +37,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 pub use extents::{Extent, ExtentList};
-pub use files::{SpaceOptions, piece_file_path};
+pub use files::{FORMAT_VERSION, Header, HeaderError, SpaceOptions, piece_file_path};
 pub use lease::{Lease, Reservation};
 pub(crate) use piece::verify;
 pub use piece::{PieceStore, seal};

@@ -44,7 +44,7 @@ fn arena() -> Arena {
 fn filled(arena: &Arena, length: usize, salt: u8) -> SlotMut {
     let mut slot = arena.try_take(length, Holder::Ingest).expect("the share is free");
     slot.set_len(length);
-    slot.iter_mut().enumerate().for_each(|(at, byte)| *byte = (at as u8).wrapping_mul(31).wrapping_add(salt));
+    slot.iter_mut().enumerate().for_each(|(at, byte)| *byte = at.to_le_bytes()[0].wrapping_mul(31).wrapping_add(salt));
     slot
 }
 
