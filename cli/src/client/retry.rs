@@ -5,7 +5,7 @@ use std::time::Duration;
 use crate::client::error::ClientError;
 
 /// Failures in a row after which a request or a transfer gives up.
-pub const FAILURES_MAX: u32 = 6;
+pub const FAILURES_MAX: u32 = 8;
 const DELAY_FIRST: Duration = Duration::from_millis(100);
 const DELAY_MAX: Duration = Duration::from_secs(5);
 /// A peer may ask for a longer pause than we would make, up to this.
