@@ -32,8 +32,10 @@ pub struct Args {
     /// Port to serve on; 0 lets the system choose (objectStorage.tcpListen.port)
     #[arg(long, value_name = "PORT", env = "DFSTORE_PORT")]
     port: Option<String>,
+    // Not DFSTORE_ENDPOINT: that is where the command line finds a peer, and a peer started from the same shell would
+    // become its own backend.
     /// URL of the backend (objectStorage.endpoint)
-    #[arg(long, value_name = "URL", env = "DFSTORE_ENDPOINT")]
+    #[arg(long, value_name = "URL", env = "DFSTORE_BACKEND_ENDPOINT")]
     endpoint: Option<String>,
     /// Region of the backend (objectStorage.region)
     #[arg(long, value_name = "REGION", env = "DFSTORE_REGION")]
@@ -78,7 +80,7 @@ const FLAGS: [Flag; 12] = [
     flag("dirty_limit", "--dirty-limit", "DFSTORE_DIRTY_LIMIT", "storage.dirtyLimit"),
     flag("listen", "--listen", "DFSTORE_LISTEN", "objectStorage.tcpListen.listen"),
     flag("port", "--port", "DFSTORE_PORT", "objectStorage.tcpListen.port"),
-    flag("endpoint", "--endpoint", "DFSTORE_ENDPOINT", "objectStorage.endpoint"),
+    flag("endpoint", "--endpoint", "DFSTORE_BACKEND_ENDPOINT", "objectStorage.endpoint"),
     flag("region", "--region", "DFSTORE_REGION", "objectStorage.region"),
     flag("memory_budget", "--memory-budget", "DFSTORE_MEMORY_BUDGET", "memory.budget"),
     flag("shards", "--shards", "DFSTORE_SHARDS", "shards"),
