@@ -146,3 +146,6 @@ async fn run(
         admin.abort();
     }
 }
+
+#[cfg(test)]
+mod tests;
