@@ -54,7 +54,6 @@ impl Owner {
         let changes = vec![Change::RemoveTask { task: target.task }, Change::RemoveWriteBack { task: target.task }];
         self.context.catalog.commit(changes, Durability::Durable).await?;
         self.queue.remove(&task);
-        self.eviction.borrow_mut().remove(&target.task);
         if let Some(before) = self.publish(&task, None) {
             self.let_go(before);
         }

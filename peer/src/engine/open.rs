@@ -140,10 +140,11 @@ impl Owner {
         version.validated_at_ms.set(now_ms);
         let version = Rc::new(version);
         let before = self.publish(task, Some(version.clone()));
-        self.eviction.borrow_mut().insert(task.target.task, 0);
-        if before.is_some() {
-            self.retire(task, before);
-        }
+        let mut eviction = self.eviction.borrow_mut();
+        eviction.remove(&task.target.task);
+        eviction.insert(task.target.task, 0);
+        drop(eviction);
+        self.retire(task, before);
         Ok(())
     }
 

@@ -81,6 +81,9 @@ impl Owner {
         } else {
             self.pending.borrow_mut().remove(&task.target.name);
         }
+        if version.is_none() {
+            self.eviction.borrow_mut().remove(&task.target.task);
+        }
         task.replace(version)
     }
 

@@ -155,6 +155,7 @@ impl Owner {
                     meta,
                     crc32: Some(written.crc32),
                     pieces: written.pieces.clone(),
+                    damaged: Rc::default(),
                 };
                 let meta = self.send(&outgoing, None).await?;
                 self.install(&task, meta, TaskState::Clean, state, written).await

@@ -69,7 +69,6 @@ impl Owner {
             // A commit under way replaces the version anyway.
             let Some(commit) = task.commit_lock.try_lock() else { continue };
             let Some(version) = self.publish(&task, None) else { continue };
-            self.eviction.borrow_mut().remove(&id);
             freed += version.disk_bytes();
             if version.recorded.get() {
                 changes.push(Change::RemoveTask { task: version.task });
@@ -108,10 +107,10 @@ impl Owner {
     pub fn retire(self: &Rc<Self>, task: &Rc<Task>, version: Option<Rc<Version>>) {
         let Some(version) = version else { return };
         let changes = match task.current() {
-            // The record of the task is (or will be) that of the newer version.
-            Some(_) => version.forgetting(),
-            None if version.recorded.get() => vec![Change::RemoveTask { task: version.task }],
-            None => Vec::new(),
+            Some(newer) if newer.recorded.get() => version.forgetting(),
+            // The newer version's record comes with its first piece.
+            _ if version.recorded.get() => vec![Change::RemoveTask { task: version.task }],
+            _ => Vec::new(),
         };
         self.keep_reachable(&version);
         let owner = self.clone();

@@ -79,6 +79,7 @@ impl Owner {
             meta: version.meta.borrow().clone(),
             crc32: version.crc32,
             pieces: version.stored_pieces().into_iter().map(|(_, piece)| piece).collect(),
+            damaged: Rc::default(),
         };
         if !version.is_whole() {
             return Err(ObjectError::Internal(format!("{} is not whole on disk", outgoing.name)));
@@ -115,7 +116,6 @@ impl Owner {
             let changes = vec![Change::RemoveTask { task }, Change::RemoveWriteBack { task }];
             self.context.catalog.commit(changes, Durability::Durable).await?;
             self.publish(&entry.task, None);
-            self.eviction.borrow_mut().remove(&task);
         }
         Ok(())
     }

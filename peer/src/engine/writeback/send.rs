@@ -5,6 +5,7 @@
 //! in memory whatever the object's size, and two uploads never wait for each other's memory. Each part carries the
 //! CRC32 combined of those of its pieces, which were computed when the bytes entered this peer.
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::rc::Rc;
 
@@ -13,6 +14,7 @@ use dfstore_proto::ids::ObjectName;
 use dfstore_proto::object::ObjectMeta;
 use futures_util::{StreamExt, TryStreamExt};
 
+use crate::background::BackgroundError;
 use crate::catalog::{Change, PartRecord, UploadStarted};
 use crate::engine::error::ObjectError;
 use crate::engine::owner::Owner;
@@ -34,6 +36,8 @@ pub struct Outgoing {
     pub crc32: Option<u32>,
     /// All its pieces, in order.
     pub pieces: Vec<StoredPiece>,
+    /// Set when one of them cannot be read: trying again does not help.
+    pub damaged: Rc<Cell<bool>>,
 }
 
 impl Outgoing {
@@ -55,11 +59,15 @@ impl Owner {
         entry: Option<&Rc<Entry>>,
     ) -> Result<ObjectMeta, ObjectError> {
         let stored = if outgoing.length() < MULTIPART_THRESHOLD_BYTES {
-            let body = self.stream(&outgoing.pieces);
-            self.context.backend.put(outgoing.request(), body).await?
+            let body = self.stream(outgoing, &outgoing.pieces);
+            self.context.backend.put(outgoing.request(), body).await.map_err(ObjectError::from)
         } else {
-            self.send_parts(outgoing, entry).await?
+            self.send_parts(outgoing, entry).await
         };
+        if outgoing.damaged.get() {
+            return Err(ObjectError::Internal(format!("{} is damaged on disk", outgoing.name)));
+        }
+        let stored = stored?;
         // What the backend says of it is what every later answer is compared with.
         let meta = self.context.backend.head(outgoing.name.clone()).await?;
         if meta.length != outgoing.length() {
@@ -91,7 +99,10 @@ impl Owner {
                 let length_bytes: u64 = pieces.iter().map(|piece| u64::from(piece.length)).sum();
                 match known {
                     Some(part) if part.crc32 == Some(crc32) && part.length_bytes == length_bytes => Ok(part),
-                    _ => self.send_part(upload, number, crc32, pieces, entry).await,
+                    _ => {
+                        let body = self.stream(outgoing, pieces);
+                        self.send_part(upload, number, crc32, body, entry).await
+                    }
                 }
             }
         });
@@ -116,10 +127,10 @@ impl Owner {
         upload: Upload,
         number: u32,
         crc32: u32,
-        pieces: &[StoredPiece],
+        body: BodySource,
         entry: Option<&Rc<Entry>>,
     ) -> Result<UploadedPart, ObjectError> {
-        let part = self.context.backend.put_part(upload, number, crc32, self.stream(pieces)).await?;
+        let part = self.context.backend.put_part(upload, number, crc32, body).await?;
         if let Some(entry) = entry {
             let record = PartRecord { etag: part.etag.clone(), crc32 };
             entry.parts.borrow_mut().insert(number, record);
@@ -167,30 +178,28 @@ impl Owner {
 
     /// The bytes of `pieces`, read as they are needed. A piece that cannot be read ends the stream early, which fails
     /// the request.
-    fn stream(self: &Rc<Self>, pieces: &[StoredPiece]) -> BodySource {
+    fn stream(self: &Rc<Self>, outgoing: &Outgoing, pieces: &[StoredPiece]) -> BodySource {
         let (sender, slots) = mailbox(1);
         let length_bytes = pieces.iter().map(|piece| u64::from(piece.length)).sum();
-        let (owner, pieces) = (self.clone(), pieces.to_vec());
-        spawn_local(async move { owner.feed(pieces, sender).await });
+        let (owner, pieces, damaged) = (self.clone(), pieces.to_vec(), outgoing.damaged.clone());
+        spawn_local(async move { damaged.set(owner.feed(pieces, sender).await.is_err() || damaged.get()) });
         BodySource::Stream { length_bytes, slots }
     }
 
-    async fn feed(&self, pieces: Vec<StoredPiece>, sender: Sender<Slot>) {
+    /// Fails when a piece cannot be read. That the receiver has gone is no failure of ours.
+    async fn feed(&self, pieces: Vec<StoredPiece>, sender: Sender<Slot>) -> Result<(), BackgroundError> {
         for piece in pieces {
             let slot = self.context.arena.take(piece.length as usize, Holder::WriteBack).await;
             let read = self.context.background.read_piece(piece.lease, piece.length as usize, piece.crc32, slot).await;
-            let slot = match read {
-                Ok(slot) => slot,
-                Err(error) => {
-                    self.metrics.piece_quarantined();
-                    tracing::error!(%error, "a piece that the backend does not have yet cannot be read");
-                    return;
-                }
-            };
+            let slot = read.inspect_err(|error| {
+                self.metrics.piece_quarantined();
+                tracing::error!(%error, "a piece that the backend does not have yet cannot be read");
+            })?;
             if sender.send(slot).await.is_err() {
-                return;
+                break;
             }
         }
+        Ok(())
     }
 }
 
