@@ -210,12 +210,13 @@ fn start() -> Result<(S3sServer, Bucket, Peer)> {
 #[test]
 fn bad_requests_get_the_right_status_and_leave_nothing() -> Result<()> {
     let (_server, bucket, mut peer) = start()?;
-    let present = peer.put("bad", "present", 2, b"0123456789")?;
-    ensure!(present.status() == 200, "{} {}", present.status(), present.text());
+    expect_stored(&peer, "present", b"0123456789")?;
     let cases: Vec<Case> = [ranges(), lengths(), heads(), paths(), forms()].into_iter().flatten().collect();
     ensure!(cases.len() >= 40);
     run_all(&peer, &cases)?;
 
+    // The piece arena is touched on first use; an upload larger than all of it leaves no part untouched.
+    expect_stored(&peer, "large", &vec![b'x'; 160 << 20])?;
     let rss_bytes = peer.process().rss_bytes()?;
     for _ in 0..4 {
         run_all(&peer, &cases)?;
@@ -228,6 +229,12 @@ fn bad_requests_get_the_right_status_and_leave_nothing() -> Result<()> {
     let whole = peer.get("bad", "present")?;
     ensure!(whole.body == b"0123456789", "what was there before is unharmed");
     at_rest(&peer)
+}
+
+fn expect_stored(peer: &Peer, key: &str, bytes: &[u8]) -> Result<()> {
+    let stored = peer.put("bad", key, 2, bytes)?;
+    ensure!(stored.status() == 200, "{} {}", stored.status(), stored.text());
+    Ok(())
 }
 
 /// No buffer is held and no request counts as in flight.

@@ -11,22 +11,25 @@ use std::task::{Context, Poll, ready};
 
 use bytes::{Bytes, BytesMut};
 use futures_util::Stream;
+use http::Request;
+use http::header::EXPECT;
 use http_body::Body;
 use hyper::body::Incoming;
 use multer::{Field, Multipart};
 
 use crate::http::answer::RequestError;
 use crate::http::route::pairs;
-use crate::limits::FORM_FIELDS_BYTES_MAX;
+use crate::limits::{FORM_FIELDS_BYTES_MAX, LINGER_TIMEOUT};
+use crate::rt::time::timeout;
 
 /// A multipart form being received.
-pub struct Form {
-    multipart: Multipart<'static>,
+pub struct Form<'a> {
+    multipart: Multipart<'a>,
     file_bytes: Arc<AtomicU64>,
 }
 
 /// A part of it.
-pub enum Part {
+pub enum Part<'a> {
     /// A plain field.
     Field {
         /// Its name.
@@ -35,18 +38,18 @@ pub enum Part {
         value: String,
     },
     /// The file, still to be read.
-    File(Box<File>),
+    File(Box<File<'a>>),
 }
 
 /// The bytes of the file part. Read to the end before the next part is asked for.
-pub struct File {
-    field: Field<'static>,
+pub struct File<'a> {
+    field: Field<'a>,
     file_bytes: Arc<AtomicU64>,
 }
 
-impl Form {
+impl<'a> Form<'a> {
     /// The form in this body; the request's content type names the boundary.
-    pub fn new(content_type: &str, body: Incoming) -> Result<Form, RequestError> {
+    pub fn new(content_type: &str, body: &'a mut Incoming) -> Result<Form<'a>, RequestError> {
         let boundary = multer::parse_boundary(content_type).map_err(failed)?;
         let file_bytes = Arc::new(AtomicU64::new(0));
         let stream = Bounded { body, received: 0, file_bytes: file_bytes.clone(), given: false };
@@ -54,7 +57,7 @@ impl Form {
     }
 
     /// The next part, or `None` after the last.
-    pub async fn next(&mut self) -> Result<Option<Part>, RequestError> {
+    pub async fn next(&mut self) -> Result<Option<Part<'a>>, RequestError> {
         let Some(mut field) = self.multipart.next_field().await.map_err(failed)? else {
             return Ok(None);
         };
@@ -76,7 +79,7 @@ impl Form {
     }
 }
 
-impl File {
+impl File<'_> {
     /// The part's own content type, empty when it has none.
     pub fn content_type(&self) -> &str {
         self.field.headers().get(http::header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default()
@@ -92,7 +95,7 @@ impl File {
 }
 
 /// The fields of a small form in either encoding, file parts excluded.
-pub async fn fields(content_type: &str, mut body: Incoming) -> Result<Vec<(String, String)>, RequestError> {
+pub async fn fields(content_type: &str, body: &mut Incoming) -> Result<Vec<(String, String)>, RequestError> {
     if is_multipart(content_type) {
         let mut form = Form::new(content_type, body)?;
         let mut fields = Vec::new();
@@ -105,7 +108,7 @@ pub async fn fields(content_type: &str, mut body: Incoming) -> Result<Vec<(Strin
         return Ok(fields);
     }
     let mut text = BytesMut::new();
-    while let Some(bytes) = next_data(&mut body).await? {
+    while let Some(bytes) = next_data(body).await? {
         text.extend_from_slice(&bytes);
         if text.len() > FORM_FIELDS_BYTES_MAX {
             return Err(RequestError::FormTooLarge);
@@ -144,9 +147,33 @@ pub async fn next_data(body: &mut Incoming) -> Result<Option<Bytes>, RequestErro
     }
 }
 
+/// Reads what an answered request left of its body, if that is little and on its way. If not, the connection cannot
+/// carry another request, and the client should be told.
+pub async fn read_to_end(request: &mut Request<Incoming>) -> bool {
+    if request.body().is_end_stream() {
+        return true;
+    }
+    let much = request.body().size_hint().lower() > FORM_FIELDS_BYTES_MAX as u64;
+    if much || request.headers().contains_key(EXPECT) {
+        return false;
+    }
+    let body = request.body_mut();
+    let rest = async {
+        let mut dropped = 0;
+        while let Some(bytes) = next_data(body).await? {
+            dropped += bytes.len();
+            if dropped > FORM_FIELDS_BYTES_MAX {
+                return Err(RequestError::FormTooLarge);
+            }
+        }
+        Ok::<_, RequestError>(())
+    };
+    matches!(timeout(LINGER_TIMEOUT, rest).await, Ok(Ok(())))
+}
+
 /// The request body as multer wants it, cut when what is not file grows too large.
-struct Bounded {
-    body: Incoming,
+struct Bounded<'a> {
+    body: &'a mut Incoming,
     received: u64,
     file_bytes: Arc<AtomicU64>,
     given: bool,
@@ -161,7 +188,7 @@ enum StreamError {
     Body(#[from] hyper::Error),
 }
 
-impl Stream for Bounded {
+impl Stream for Bounded<'_> {
     type Item = Result<Bytes, StreamError>;
 
     fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
@@ -176,7 +203,7 @@ impl Stream for Bounded {
             return Poll::Ready(Some(Err(StreamError::TooLarge)));
         }
         loop {
-            let frame = match ready!(Pin::new(&mut me.body).poll_frame(cx)) {
+            let frame = match ready!(Pin::new(&mut *me.body).poll_frame(cx)) {
                 None => return Poll::Ready(None),
                 Some(Err(error)) => return Poll::Ready(Some(Err(error.into()))),
                 Some(Ok(frame)) => frame,

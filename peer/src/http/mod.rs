@@ -98,7 +98,7 @@ pub async fn serve(connection: Connection, face: Rc<HttpFace>, stop: impl Future
 }
 
 impl Session {
-    async fn answer(&self, request: Request<Incoming>) -> Response<Sending> {
+    async fn answer(&self, mut request: Request<Incoming>) -> Response<Sending> {
         let in_flight = self.activity.request();
         let number = self.requests.replace(self.requests.get() + 1);
         if let Some(reason) = self.verdict.on(number).or_else(|| host_problem(&request)) {
@@ -111,7 +111,10 @@ impl Session {
         // As in the original, asking for the metrics is not counted.
         let operation = operation_of(&route, &request).filter(|_| route != Route::Metrics);
         let timer = operation.map(|operation| self.face.metrics.request(Face::Http, operation));
-        let answer = self.face.dispatch(route, request).await.unwrap_or_else(|error| answer::error(&error));
+        let mut answer = self.face.dispatch(route, &mut request).await.unwrap_or_else(|error| answer::error(&error));
+        if !form::read_to_end(&mut request).await {
+            answer.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+        }
         Sending::attach(answer, timer, in_flight)
     }
 }
@@ -140,7 +143,7 @@ fn operation_of(route: &Route, request: &Request<Incoming>) -> Option<Operation>
 }
 
 impl HttpFace {
-    async fn dispatch(&self, route: Route, request: Request<Incoming>) -> Result<Answer, RequestError> {
+    async fn dispatch(&self, route: Route, request: &mut Request<Incoming>) -> Result<Answer, RequestError> {
         match route {
             Route::Healthy | Route::Ready => Ok(answer::json(&"OK")),
             Route::Metadata => Ok(self.metadata()),
@@ -156,7 +159,7 @@ impl HttpFace {
             }
             Route::List(bucket) => Ok(list::list(self, &bucket, request.uri().query()).await?),
             Route::Object(action, target) => self.object(action, &target, request).await,
-            Route::Redirect { add } => Ok(redirect(&request, add)),
+            Route::Redirect { add } => Ok(redirect(request, add)),
             Route::NotFound => Ok(answer::no_route()),
             Route::Invalid(error) => Err(error.into()),
         }
@@ -166,7 +169,7 @@ impl HttpFace {
         &self,
         action: ObjectAction,
         target: &Target,
-        request: Request<Incoming>,
+        request: &mut Request<Incoming>,
     ) -> Result<Answer, RequestError> {
         match action {
             ObjectAction::Head => Ok(get::head(self, target, request.headers()).await?),

@@ -25,9 +25,9 @@ pub fn is_copy(headers: &HeaderMap) -> bool {
 }
 
 /// Answers a copy: `source_object_key` is in a form of either encoding.
-pub async fn copy(face: &HttpFace, target: &Target, request: Request<Incoming>) -> Result<Answer, RequestError> {
-    let content_type = text_header(request.headers(), header::CONTENT_TYPE.as_str()).to_owned();
-    let fields = form::fields(&content_type, request.into_body()).await?;
+pub async fn copy(face: &HttpFace, target: &Target, request: &mut Request<Incoming>) -> Result<Answer, RequestError> {
+    let content_type = content_type_of(request).to_owned();
+    let fields = form::fields(&content_type, request.body_mut()).await?;
     let source = first(&fields, "source_object_key").filter(|key| !key.is_empty());
     let source = source.ok_or_else(|| RequestError::Form("the form field `source_object_key` is missing".into()))?;
     let source = target_of(&target.name.bucket, source)?;
@@ -36,9 +36,9 @@ pub async fn copy(face: &HttpFace, target: &Target, request: Request<Incoming>) 
 }
 
 /// Answers an upload.
-pub async fn put(face: &HttpFace, target: &Target, request: Request<Incoming>) -> Result<Answer, RequestError> {
+pub async fn put(face: &HttpFace, target: &Target, request: &mut Request<Incoming>) -> Result<Answer, RequestError> {
     check_ack(request.headers())?;
-    let content_type = text_header(request.headers(), header::CONTENT_TYPE.as_str());
+    let content_type = content_type_of(request);
     let done = if form::is_multipart(content_type) {
         put_form(face, target, request).await?
     } else if form::is_urlencoded(content_type) || !has_body(request.headers()) {
@@ -53,7 +53,7 @@ pub async fn put(face: &HttpFace, target: &Target, request: Request<Incoming>) -
     Ok(answer)
 }
 
-async fn put_plain(face: &HttpFace, target: &Target, request: Request<Incoming>) -> Result<PutDone, RequestError> {
+async fn put_plain(face: &HttpFace, target: &Target, request: &mut Request<Incoming>) -> Result<PutDone, RequestError> {
     let mut options = PutOptions::default();
     for (name, value) in pairs(request.uri().query().unwrap_or_default())? {
         options.set(&name, &value)?;
@@ -67,21 +67,21 @@ async fn put_plain(face: &HttpFace, target: &Target, request: Request<Incoming>)
         content_language: text(header::CONTENT_LANGUAGE),
         ..ObjectMeta::default()
     };
-    let mut body = request.into_body();
-    let length = announced(&body)?;
+    let body = request.body_mut();
+    let length = announced(body)?;
     let put = options.request(face, target, length, meta);
     let mut ingest = Ingest::begin(face, put, length.unwrap_or(OBJECT_BYTES_MAX)).await?;
-    while let Some(bytes) = ingest.beside(form::next_data(&mut body)).await?? {
+    while let Some(bytes) = ingest.beside(form::next_data(body)).await?? {
         ingest.append(bytes).await?;
     }
     Ok(ingest.finish(options.mode).await?)
 }
 
 /// Parts come in any order, as the original takes them.
-async fn put_form(face: &HttpFace, target: &Target, request: Request<Incoming>) -> Result<PutDone, RequestError> {
-    let content_type = text_header(request.headers(), header::CONTENT_TYPE.as_str()).to_owned();
-    let body = request.into_body();
-    let length_max = announced(&body)?.unwrap_or(OBJECT_BYTES_MAX);
+async fn put_form(face: &HttpFace, target: &Target, request: &mut Request<Incoming>) -> Result<PutDone, RequestError> {
+    let content_type = content_type_of(request).to_owned();
+    let body = request.body_mut();
+    let length_max = announced(body)?.unwrap_or(OBJECT_BYTES_MAX);
     let mut form = Form::new(&content_type, body)?;
     let mut options = PutOptions::default();
     let mut ingest: Option<Ingest> = None;
@@ -115,7 +115,7 @@ fn announced(body: &Incoming) -> Result<Option<u64>, RequestError> {
     if too_large { Err(RequestError::ObjectTooLarge) } else { Ok(length) }
 }
 
-async fn receive(ingest: &mut Ingest, file: &mut File) -> Result<(), RequestError> {
+async fn receive(ingest: &mut Ingest, file: &mut File<'_>) -> Result<(), RequestError> {
     while let Some(bytes) = ingest.beside(file.next()).await?? {
         ingest.append(bytes).await?;
     }
@@ -170,6 +170,10 @@ fn check_ack(headers: &HeaderMap) -> Result<(), ObjectError> {
 
 fn has_body(headers: &HeaderMap) -> bool {
     headers.contains_key(header::CONTENT_LENGTH) || headers.contains_key(header::TRANSFER_ENCODING)
+}
+
+fn content_type_of(request: &Request<Incoming>) -> &str {
+    text_header(request.headers(), header::CONTENT_TYPE.as_str())
 }
 
 fn text_header<'a>(headers: &'a HeaderMap, name: &str) -> &'a str {
