@@ -105,10 +105,16 @@ impl Owner {
     }
 
     async fn tell_delete(self: &Rc<Self>, version: &Rc<Version>, entry: &Rc<Entry>) -> Result<(), ObjectError> {
-        match self.context.backend.delete(entry.task.target.name.clone()).await.map_err(ObjectError::from) {
-            // What the backend takes for no valid name it cannot hold: an ephemeral object may have such a key.
-            Ok(()) | Err(ObjectError::InvalidArgument(_)) => {}
-            Err(error) => return Err(error),
+        let name = &entry.task.target.name;
+        let deleted = if leads_out_of_bucket(&name.key) {
+            Err(ObjectError::InvalidArgument(format!("{name}: servers exist that would take this for their bucket")))
+        } else {
+            self.context.backend.delete(name.clone()).await.map_err(ObjectError::from)
+        };
+        match deleted {
+            // An ephemeral object may have a key that the backend refuses; that it then has no such object is asked.
+            Err(ObjectError::InvalidArgument(_)) if self.context.backend.head(name.clone()).await.is_err() => {}
+            deleted => deleted?,
         }
         self.drop_tombstone(version, entry).await
     }
@@ -157,6 +163,21 @@ impl Owner {
     }
 }
 
+/// Whether a key, taken for a path, names its bucket or something outside of it. A server that cleans paths would
+/// delete the bucket with all it holds (SeaweedFS does so for the key `/`).
+fn leads_out_of_bucket(key: &str) -> bool {
+    let mut depth = 0_usize;
+    for segment in key.split('/') {
+        match segment {
+            "" | "." => {}
+            ".." if depth == 0 => return true,
+            ".." => depth -= 1,
+            _ => depth += 1,
+        }
+    }
+    depth == 0
+}
+
 /// The pause before the next attempt: doubled each time, capped, and spread by the attempt's own time so that many
 /// entries do not come back together.
 fn backoff(attempts: u32) -> Duration {
@@ -164,4 +185,19 @@ fn backoff(attempts: u32) -> Duration {
     let capped = doubled.min(WRITEBACK_RETRY_DELAY_MAX);
     let spread = Duration::from_millis(unix_ms() % 251);
     capped.mul_f64(0.75) + spread
+}
+
+#[cfg(test)]
+mod tests {
+    use super::leads_out_of_bucket;
+
+    #[test]
+    fn keys_that_a_server_could_take_for_its_bucket() {
+        for key in ["/", "//", ".", "..", "a/..", "../a", "a/../../b/c", "./", "a/b/../../"] {
+            assert!(leads_out_of_bucket(key), "{key}");
+        }
+        for key in ["a", "a/", "/a", "a/../b", "..a", "a/...", "a//b", "a/b/.."] {
+            assert!(!leads_out_of_bucket(key), "{key}");
+        }
+    }
 }
