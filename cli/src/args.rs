@@ -2,6 +2,8 @@
 //!
 //! Clap does the rest: a usage error names the nearest flag or command and exits with 2.
 
+use std::ffi::OsString;
+
 use clap::{Args, Parser, Subcommand, ValueHint};
 use clap_complete::Shell;
 use dfstore_proto::object::WriteMode;
@@ -54,10 +56,10 @@ pub enum Command {
 pub struct CpArgs {
     /// File, dfs://BUCKET/KEY, or - for standard input.
     #[arg(value_hint = ValueHint::AnyPath)]
-    pub source: String,
+    pub source: OsString,
     /// File or folder, dfs://BUCKET/KEY (a folder if it ends in /), or - for standard output.
     #[arg(value_hint = ValueHint::AnyPath)]
-    pub target: String,
+    pub target: OsString,
     /// Names of URL parameters, separated by &, that do not tell objects apart.
     #[arg(long, default_value = "", value_name = "NAMES")]
     pub filter: String,

@@ -4,6 +4,7 @@
 //! `url.ParseRequestURI`, with two differences: keys must be UTF-8, and a target may name a bucket or a folder.
 //! Keys stay as they are byte for byte: `..`, `//` and a trailing slash mean nothing here.
 
+use std::ffi::OsStr;
 use std::fmt;
 use std::path::PathBuf;
 
@@ -25,6 +26,23 @@ pub enum Location {
     Dfs(DfsUrl),
 }
 
+/// The last part of what a copy is made of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Basename<'a> {
+    /// This.
+    Is(&'a str),
+    /// There is one, but it cannot name an object.
+    Unusable,
+    /// There is none: the source is a stream.
+    None,
+}
+
+impl<'a> From<Option<&'a str>> for Basename<'a> {
+    fn from(name: Option<&'a str>) -> Basename<'a> {
+        name.map_or(Basename::Unusable, Basename::Is)
+    }
+}
+
 /// A parsed `dfs://` URL. The key is empty for `dfs://bucket` and `dfs://bucket/`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DfsUrl {
@@ -40,7 +58,9 @@ pub struct DfsUrl {
 
 impl Location {
     /// Tells the three kinds of argument apart.
-    pub fn parse(text: &str) -> Result<Location> {
+    pub fn parse(text: &OsStr) -> Result<Location> {
+        // Paths need not be text; everything else is.
+        let Some(text) = text.to_str() else { return Ok(Location::Local(PathBuf::from(text))) };
         if text == "-" {
             return Ok(Location::Standard);
         }
@@ -83,11 +103,15 @@ impl DfsUrl {
         Ok(ObjectName::new(self.bucket.clone(), self.key.clone()))
     }
 
-    /// The object to write: a URL that ends in a slash is a folder, which `basename` goes into.
-    pub fn target(&self, basename: Option<&str>) -> Result<ObjectName> {
+    /// The object to write: a URL that ends in a slash is a folder, which `basename` goes into. A stream has no name
+    /// and is written to the URL as it is.
+    pub fn target(&self, basename: Basename) -> Result<ObjectName> {
         let is_folder = self.key.ends_with('/') || (self.key.is_empty() && self.has_path);
         match basename {
-            Some(basename) if is_folder => Ok(ObjectName::new(self.bucket.clone(), format!("{}{basename}", self.key))),
+            Basename::Is(name) if is_folder => Ok(ObjectName::new(self.bucket.clone(), format!("{}{name}", self.key))),
+            Basename::Unusable if is_folder => {
+                bail!("'{self}' is a folder and the source gives no name; name the object")
+            }
             _ => self.object(),
         }
     }
@@ -252,13 +276,16 @@ mod tests {
 
     #[test]
     fn folders_take_the_basename() {
-        let target = |text: &str, basename| DfsUrl::parse(text).expect(text).target(basename).map(|name| name.key).ok();
-        assert_eq!(target("dfs://b/dir/", Some("f")).as_deref(), Some("dir/f"));
-        assert_eq!(target("dfs://b/", Some("f")).as_deref(), Some("f"));
-        assert_eq!(target("dfs://b/dir", Some("f")).as_deref(), Some("dir"));
-        assert_eq!(target("dfs://b/dir/", None).as_deref(), Some("dir/"));
-        assert_eq!(target("dfs://b", Some("f")), None);
-        assert_eq!(target("dfs://b/", None), None);
+        use Basename::{Is, None as Stream, Unusable};
+        let target = |text: &str, name| DfsUrl::parse(text).expect(text).target(name).map(|object| object.key).ok();
+        assert_eq!(target("dfs://b/dir/", Is("f")).as_deref(), Some("dir/f"));
+        assert_eq!(target("dfs://b/", Is("f")).as_deref(), Some("f"));
+        assert_eq!(target("dfs://b/dir", Is("f")).as_deref(), Some("dir"));
+        assert_eq!(target("dfs://b/dir", Unusable).as_deref(), Some("dir"));
+        assert_eq!(target("dfs://b/dir/", Stream).as_deref(), Some("dir/"));
+        assert_eq!(target("dfs://b", Is("f")), None);
+        assert_eq!(target("dfs://b/", Stream), None);
+        assert_eq!(target("dfs://b/dir/", Unusable), None);
     }
 
     #[test]
@@ -272,9 +299,12 @@ mod tests {
 
     #[test]
     fn locations() {
-        assert_eq!(Location::parse("-").expect("ok"), Location::Standard);
-        assert_eq!(Location::parse("s3://b/k").expect("ok"), Location::Local("s3://b/k".into()));
-        assert!(matches!(Location::parse("dFs://b/k").expect("ok"), Location::Dfs(_)));
+        let parse = |text: &str| Location::parse(OsStr::new(text)).expect(text);
+        assert_eq!(parse("-"), Location::Standard);
+        assert_eq!(parse("s3://b/k"), Location::Local("s3://b/k".into()));
+        assert!(matches!(parse("dFs://b/k"), Location::Dfs(_)));
+        let not_text: &OsStr = std::os::unix::ffi::OsStrExt::from_bytes(b"/\xff");
+        assert_eq!(Location::parse(not_text).expect("a path"), Location::Local(not_text.into()));
     }
 
     #[test]

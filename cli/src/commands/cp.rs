@@ -4,6 +4,7 @@
 //! standard output. Errors name both ends.
 
 use std::fs::File;
+use std::io::IsTerminal;
 use std::os::fd::AsFd;
 use std::path::Path;
 use std::time::Instant;
@@ -21,7 +22,7 @@ use crate::rt::signal::Unfinished;
 use crate::transfer::download::{self, Output};
 use crate::transfer::upload::{self, Source};
 use crate::transfer::{Context, Moved, target};
-use crate::url::{DfsUrl, Endpoint, Location};
+use crate::url::{Basename, DfsUrl, Endpoint, Location};
 
 /// Copies.
 pub fn run(endpoint: &Endpoint, args: &CpArgs, unfinished: &Unfinished) -> Result<()> {
@@ -29,15 +30,17 @@ pub fn run(endpoint: &Endpoint, args: &CpArgs, unfinished: &Unfinished) -> Resul
     let target = Location::parse(&args.target).map_err(usage)?;
     for (text, location) in [(&args.source, &source), (&args.target, &target)] {
         if let Location::Dfs(url) = location {
-            note_query(text, url);
+            note_query(&text.to_string_lossy(), url);
         }
     }
     let plan = Plan::of(args, &source, &target)?;
     let peer = Peer::find(endpoint)?;
-    let progress = !args.no_progress && !args.quiet;
+    // Bytes on the terminal and a bar on the terminal do not go together.
+    let to_terminal = target == Location::Standard && std::io::stdout().is_terminal();
+    let progress = !args.no_progress && !args.quiet && !to_terminal;
     let context = Context { peer: &peer, parallel: args.parallel.into(), progress, unfinished };
     let started = Instant::now();
-    let failed = || format!("failed to copy {} to {}", args.source, args.target);
+    let failed = || format!("failed to copy {} to {}", args.source.display(), args.target.display());
     let moved = plan.run(&context, args).with_context(failed)?;
     if args.verbose {
         explain(&moved);
@@ -90,9 +93,11 @@ impl<'a> Plan<'a> {
         match (source, target) {
             (Location::Local(path), Location::Dfs(url)) => {
                 let name = path.file_name().and_then(|name| name.to_str());
-                Ok(Plan::FromFile(path, named(url.target(name).map_err(usage)?)))
+                Ok(Plan::FromFile(path, named(url.target(name.into()).map_err(usage)?)))
             }
-            (Location::Standard, Location::Dfs(url)) => Ok(Plan::FromStandard(named(url.target(None).map_err(usage)?))),
+            (Location::Standard, Location::Dfs(url)) => {
+                Ok(Plan::FromStandard(named(url.target(Basename::None).map_err(usage)?)))
+            }
             (Location::Dfs(url), Location::Local(path)) => {
                 url.object().map_err(usage)?;
                 Ok(Plan::ToFile(url.clone(), path))
@@ -100,7 +105,7 @@ impl<'a> Plan<'a> {
             (Location::Dfs(url), Location::Standard) => Ok(Plan::ToStandard(named(url.object().map_err(usage)?))),
             (Location::Dfs(from), Location::Dfs(to)) => {
                 let source = named(from.object().map_err(usage)?);
-                let target = named(to.target(from.basename()).map_err(usage)?);
+                let target = named(to.target(from.basename().into()).map_err(usage)?);
                 if source.object == target.object {
                     return Err(usage("source and target are the same object"));
                 }

@@ -1,4 +1,4 @@
-//! Timers of the runtime.
+//! Timers of the runtime of this thread.
 
 use std::future::Future;
 use std::time::Duration;

@@ -1,4 +1,4 @@
-//! stat, ls and rm.
+//! `stat`, `ls` and `rm`: what they ask, what they print, what they do about failures.
 
 use std::collections::VecDeque;
 

@@ -1,7 +1,9 @@
 //! `cp` to an object, and from object to object.
 
 use std::collections::VecDeque;
+use std::ffi::OsStr;
 use std::io::Write;
+use std::os::unix::ffi::OsStrExt;
 use std::process::{Command, Stdio};
 
 use dfstore_proto::error::{ErrorCode, ErrorReply};
@@ -111,7 +113,19 @@ fn sources_that_cannot_be_read_are_named() {
     let path = folder.path().display().to_string();
     run(&fake, &["cp", &path, "dfs://b/k"]).failed(1, &["is a directory", "Hint:"]);
     run(&fake, &["cp", &format!("{path}/none"), "dfs://b/k"]).failed(1, &["none", "No such file"]);
+    run(&fake, &["cp", "..", "dfs://b/folder/"]).failed(2, &["name the object"]);
     assert!(fake.begins().is_empty());
+}
+
+#[test]
+fn paths_need_not_be_text() {
+    let (fake, folder) = (Fake::start(), Folder::new());
+    let name: &OsStr = OsStrExt::from_bytes(b"\xff\xfe");
+    let source = folder.path().join(name);
+    std::fs::write(&source, b"x").expect("written");
+    run(&fake, &["cp".as_ref(), source.as_os_str(), "dfs://b/k".as_ref()]).done();
+    holds(&fake, "k", b"x");
+    run(&fake, &["cp".as_ref(), source.as_os_str(), "dfs://b/folder/".as_ref()]).failed(2, &["name the object"]);
 }
 
 #[test]
