@@ -1,7 +1,7 @@
 //! A real `dfstore-peer` process: its configuration file, its start, its end, and what can be seen from outside.
 //!
-//! The peer listens on ports the system chooses and names them in its log (`listening on ADDRESS`, and a line with
-//! `metrics` for the admin listener). Killed when dropped; its data folder goes with it unless the test brought one.
+//! The peer listens on ports the system chooses and names them in its log (`listening on ADDRESS`, and `metrics on
+//! URL` for the admin listener). Killed when dropped; its data folder goes with it unless the test brought one.
 
 use std::fs;
 use std::net::SocketAddr;
@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
 use std::time::Duration;
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result, anyhow};
 use tempfile::TempDir;
 
 use crate::binaries::binary;
@@ -95,7 +95,7 @@ pub struct Peer {
 #[derive(Clone, Copy)]
 struct Addresses {
     api: SocketAddr,
-    metrics: Option<SocketAddr>,
+    metrics: SocketAddr,
 }
 
 impl Peer {
@@ -204,7 +204,7 @@ impl Peer {
 
     /// Its metrics.
     pub fn metrics(&self) -> Result<Samples> {
-        let answer = http::get(self.addresses.metrics.unwrap_or(self.addresses.api), "/metrics")?;
+        let answer = http::get(self.addresses.metrics, "/metrics")?;
         anyhow::ensure!(answer.status() == 200, "/metrics: {} {}", answer.status(), answer.text());
         Samples::parse(&answer.text())
     }
@@ -249,34 +249,25 @@ fn launch(spec: &PeerSpec, data_path: &Path, folder: &Path, start: u32) -> Resul
 
 /// The addresses in the log, once both are there and the peer says it is ready.
 fn ready_at(log: &str) -> Option<Addresses> {
-    let addresses = listening(log).ok()?;
-    let probe = match addresses.metrics {
-        Some(metrics) => http::get(metrics, "/readyz"),
-        None => http::get(addresses.api, "/healthy"),
-    };
-    probe.is_ok_and(|answer| answer.status() == 200).then_some(addresses)
+    let addresses = listening(log)?;
+    let answer = http::get(addresses.metrics, "/readyz");
+    answer.is_ok_and(|answer| answer.status() == 200).then_some(addresses)
 }
 
-fn listening(log: &str) -> Result<Addresses> {
-    let (mut api, mut metrics) = (None, None);
-    for line in log.lines().filter(|line| line.contains("listening")) {
-        let Some(address) = address_in(line) else { continue };
-        let admin = line.contains("metrics") || line.contains("admin");
-        if admin { metrics = Some(address) } else { api = Some(address) }
-    }
-    let Some(api) = api else { bail!("no line says where the peer listens") };
-    Ok(Addresses { api, metrics })
+fn listening(log: &str) -> Option<Addresses> {
+    let metrics = log.lines().filter(|line| line.contains("metrics on")).find_map(address_in);
+    Some(Addresses { api: listening_address(log)?, metrics: metrics? })
 }
 
-/// The address in the first line that says "listening".
+/// The address in the first line that says "listening on".
 pub fn listening_address(log: &str) -> Option<SocketAddr> {
-    log.lines().filter(|line| line.contains("listening")).find_map(address_in)
+    log.lines().filter(|line| line.contains("listening on")).find_map(address_in)
 }
 
-/// The first word of a line that is a socket address, also after `=` or in quotes.
+/// The first word of a line that is a socket address, also within a URL.
 fn address_in(line: &str) -> Option<SocketAddr> {
-    let words = line.split(|character: char| character.is_whitespace() || "=\",;".contains(character));
-    words.filter_map(|word| word.trim_start_matches("http://").trim_end_matches(['/', '.']).parse().ok()).next()
+    let words = line.split(|character: char| character.is_whitespace() || "=\",;/".contains(character));
+    words.filter_map(|word| word.parse().ok()).next()
 }
 
 #[cfg(test)]
@@ -285,12 +276,11 @@ mod tests {
 
     #[test]
     fn finds_addresses_in_a_log() {
-        let log =
-            "INFO metrics listening on 127.0.0.1:9\nINFO dfstore_peer: listening on http://127.0.0.1:65004\nx=1\n";
+        let log = "INFO dfstore_peer: listening on 127.0.0.1:65004 address=127.0.0.1:65004\n\
+                   INFO dfstore_peer: metrics on http://127.0.0.1:9/metrics address=127.0.0.1:9\n";
         let found = listening(log).expect("both");
-        assert_eq!((found.api.port(), found.metrics.map(|address| address.port())), (65004, Some(9)));
-        let fields = "INFO listening address=127.0.0.1:7 shards=2\n";
-        assert_eq!(listening(fields).expect("one").api.port(), 7);
-        assert!(listening("INFO starting\n").is_err());
+        assert_eq!((found.api.port(), found.metrics.port()), (65004, 9));
+        assert!(listening("INFO listening on 127.0.0.1:7\n").is_none(), "waits for both lines");
+        assert_eq!(listening_address("listening on http://127.0.0.1:8\n").map(|address| address.port()), Some(8));
     }
 }
