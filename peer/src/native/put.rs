@@ -177,6 +177,7 @@ pub(super) async fn piece(
         Some((put, slot)) => {
             let slot = incoming.read_slot(slot, length).await?;
             link.raw_taken(length);
+            link.context.metrics.received(Face::Native, u64::from(head.length));
             put.writing.set(put.writing.get() + 1);
             spawn_local(write(link.clone(), put, head, slot));
         }
