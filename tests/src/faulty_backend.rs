@@ -141,6 +141,8 @@ pub struct Seen {
     pub range: Option<String>,
     /// Its `If-Match`.
     pub if_match: Option<String>,
+    /// Its `x-amz-copy-source`, as sent.
+    pub copy_source: Option<String>,
     /// Its session token.
     pub session_token: Option<String>,
 }
@@ -271,6 +273,7 @@ impl State {
             query: request.uri().query().unwrap_or_default().to_owned(),
             range: text(header::RANGE),
             if_match: text(header::IF_MATCH),
+            copy_source: text(header::HeaderName::from_static("x-amz-copy-source")),
             session_token: text(header::HeaderName::from_static("x-amz-security-token")),
         });
     }

@@ -272,7 +272,7 @@ pub fn makes_buckets(server: &Server) {
 }
 
 /// What a key may be made of, and what it may look like to something that is not careful.
-const AWKWARD_KEYS: &[&str] = &[
+pub const AWKWARD_KEYS: &[&str] = &[
     "plain",
     "with space",
     " leading and trailing ",

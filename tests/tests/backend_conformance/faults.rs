@@ -13,7 +13,9 @@ use dfstore_tests::bucket::S3Endpoint;
 use dfstore_tests::faulty_backend::{Fault, FaultyBackend, Rule};
 use dfstore_tests::ports;
 use http::Method;
+use percent_encoding::percent_decode_str;
 
+use crate::cases::AWKWARD_KEYS;
 use crate::rig::{Rig, arena, put_request, slot, slots, wait};
 
 const BYTES: &[u8] = b"0123456789";
@@ -298,6 +300,23 @@ fn temporary_credentials_carry_their_token() {
     let rig = Rig::with_token(Provider::S3, &day.backend.endpoint(), tuning(), token);
     rig.head(&day.name).expect("head");
     assert_eq!(day.backend.seen()[0].session_token.as_deref(), Some("token-canary"));
+}
+
+/// Whatever a server makes of a key: what reaches it is the key, byte for byte.
+#[test]
+fn keys_travel_byte_for_byte() {
+    let day = Day::new(tuning());
+    for key in AWKWARD_KEYS {
+        day.backend.forget();
+        let name = ObjectName::new("bad-days", *key);
+        let _ = day.rig.head(&name);
+        let _ = wait(day.rig.handle.copy(name, ObjectName::new("bad-days", "copy")));
+        let seen = day.backend.seen();
+        let path = percent_decode_str(&seen[0].path).decode_utf8().expect("UTF-8").into_owned();
+        assert_eq!(path, format!("/bad-days/{key}"));
+        let source = seen[1].copy_source.as_deref().map(percent_decode_str).expect("a copy names its source");
+        assert_eq!(source.decode_utf8().expect("UTF-8"), format!("bad-days/{key}"));
+    }
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! How other threads ask the backend: a cloneable handle that sends closed messages to the sidecar.
 //!
-//! Owns the message enum [`Call`]. A caller that drops its future cancels the request. When the sidecar has ended,
+//! Owns the message enum `Call`. A caller that drops its future cancels the request. When the sidecar has ended,
 //! every call fails with `Internal`.
 
 use std::sync::Arc;
