@@ -475,8 +475,10 @@ fn awkward_keys_are_kept_byte_for_byte() -> Result<()> {
 fn one_connection_carries_many_requests_for_all_shards() -> Result<()> {
     let (bucket, peer) = start()?;
     let mut connection = Connection::open(peer.address())?;
-    for number in 0..20_u64 {
-        let payload = Payload::new(number, number * 300_000);
+    // Among them bodies that fill a buffer exactly, of each size that buffers have.
+    let lengths = (0..20).map(|number| number * 300_000).chain([4096, 65_536, 524_288, 4 << 20]);
+    for (number, length) in lengths.enumerate() {
+        let payload = Payload::new(number as u64, length);
         let target = path(&bucket, &format!("key-{number}"));
         expect(&connection.request("PUT", &(target.clone() + "?mode=2"), &[], &payload.bytes())?, 200);
         expect(&connection.request("HEAD", &target, &[], b"")?, 200);

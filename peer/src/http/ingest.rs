@@ -77,7 +77,7 @@ impl Ingest {
             self.length += count as u64;
             if slot.len() == piece {
                 self.write(slot).await?;
-            } else if slot.len() < slot.capacity() {
+            } else if slot.len() < slot.capacity() || bytes.is_empty() {
                 self.slot = Some(slot);
             } else {
                 return Err(ObjectError::InvalidArgument("the body is longer than announced".into()));
