@@ -124,17 +124,11 @@ impl Owner {
         self.abort(upload);
         state.mode.set(request.mode.unwrap_or(state.request.mode));
         let written = state.take_written(request.length, request.crc32)?;
-        let synced = self.store.sync(written.pieces.iter().map(|piece| piece.lease.extents())).await;
-        let outcome = match synced {
-            Ok(()) => self.make_version(&state, &written).await,
-            Err(error) => Err(error.into()),
-        };
-        if outcome.is_err() {
-            for piece in written.pieces {
-                piece.lease.retire();
-            }
+        if let Err(error) = self.store.sync(written.pieces.iter().map(|piece| piece.lease.extents())).await {
+            written.give_back();
+            return Err(error.into());
         }
-        outcome
+        self.make_version(&state, &written).await
     }
 
     async fn make_version(self: &Rc<Self>, state: &Rc<UploadState>, written: &Written) -> Result<PutDone, ObjectError> {
@@ -157,7 +151,7 @@ impl Owner {
                     pieces: written.pieces.clone(),
                     damaged: Rc::default(),
                 };
-                let meta = self.send(&outgoing, None).await?;
+                let meta = self.send(&outgoing, None).await.inspect_err(|_| written.give_back())?;
                 self.install(&task, meta, TaskState::Clean, state, written).await
             }
         }
@@ -228,6 +222,14 @@ impl Owner {
             self.queue.push(task.clone(), record, BTreeMap::new());
         }
         done
+    }
+}
+
+impl Written {
+    /// Frees the space of pieces that the catalog was never told of. After a failed commit nobody knows whether it was:
+    /// then the space stays taken until the next start.
+    fn give_back(&self) {
+        self.pieces.iter().for_each(|piece| piece.lease.clone().retire());
     }
 }
 
