@@ -24,5 +24,6 @@ pub mod samples;
 pub mod seaweed;
 pub mod source;
 pub mod until;
+pub mod wire;
 
 pub use until::eventually;
