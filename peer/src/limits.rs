@@ -149,12 +149,13 @@ const _: () = assert!(PIECE_FILE_BYTES_MAX / (BLOCK_BYTES as u64) <= u32::MAX as
 
 /// Frames that wait to be written on a native connection.
 pub const NATIVE_QUEUE_FRAMES_MAX: usize = 64;
-/// Of those, frames with a piece. As many again may be in the hands of the kernel.
-pub const NATIVE_QUEUE_PIECES_MAX: usize = 2;
-/// READs of one native connection that hold memory at once; others wait for their turn.
-pub const NATIVE_READS_ACTIVE_MAX: usize = 4;
-/// A READ that waits this long for a credit gives back what it has read ahead.
-pub const NATIVE_CREDIT_PATIENCE: Duration = Duration::from_secs(1);
+/// Bytes of pieces that one native connection takes from the engine before earlier ones are with the kernel: one
+/// piece is written while the next is made ready.
+pub const NATIVE_OUT_BYTES_MAX: usize = 2 * PIECE_BYTES as usize;
+/// READs of one native connection that are served at once; others wait in line.
+pub const NATIVE_READS_ACTIVE_MAX: usize = 8;
+/// A READ that waits this long for its turn gives back what it has read ahead, and goes on piece by piece.
+pub const NATIVE_TURN_PATIENCE: Duration = Duration::from_secs(1);
 /// Pieces that a native client may send before earlier ones are written. Few connections saturate a disk, and many
 /// share the memory for uploads.
 pub const NATIVE_CREDITS: u32 = 4;

@@ -6,9 +6,9 @@
 use std::collections::VecDeque;
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpStream};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use bytes::BytesMut;
 use dfstore_proto::decoder::Need;
 use dfstore_proto::error::ErrorCode;
@@ -19,7 +19,7 @@ use dfstore_proto::preface::Versions;
 use dfstore_proto::session::{Event, Session};
 
 const READ_BYTES: usize = 64 << 10;
-const TIMEOUT: Duration = Duration::from_secs(60);
+const TIMEOUT: Duration = Duration::from_secs(40);
 
 /// What came in.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -154,11 +154,17 @@ impl Wire {
         self.stream.write_all(bytes)
     }
 
-    /// The next thing that comes in; `None` when the peer closed.
+    /// The next thing that comes in, credits and PIECE_ACKs apart; `None` when the peer closed.
     pub fn next(&mut self) -> Result<Option<Arrival>> {
-        match self.early.pop_front() {
-            Some(arrival) => Ok(Some(arrival)),
-            None => self.receive(),
+        loop {
+            let arrival = match self.early.pop_front() {
+                Some(arrival) => Some(arrival),
+                None => self.receive()?,
+            };
+            match arrival {
+                Some(Arrival::Event(Event::Credit(_) | Event::Message { message: Message::PieceAck(_), .. })) => {}
+                other => return Ok(other),
+            }
         }
     }
 
@@ -201,7 +207,10 @@ impl Wire {
     }
 
     fn receive(&mut self) -> Result<Option<Arrival>> {
+        let begun = Instant::now();
         loop {
+            // A peer that waits for us sends PINGs for ever: no read would time out.
+            ensure!(begun.elapsed() < TIMEOUT, "nothing but PINGs came");
             let mut input = self.unused.as_slice();
             let event = self.session.receive(&mut input)?;
             let used = self.unused.len() - input.len();

@@ -17,7 +17,7 @@ use dfstore_proto::message::Message;
 use dfstore_proto::session::{Event as Incident, SendError, Session, SessionError};
 use event_listener::Event;
 
-use crate::limits::{NATIVE_QUEUE_FRAMES_MAX, NATIVE_QUEUE_PIECES_MAX};
+use crate::limits::{NATIVE_OUT_BYTES_MAX, NATIVE_QUEUE_FRAMES_MAX};
 use crate::native::Context;
 use crate::native::objects::Pins;
 use crate::native::put::Puts;
@@ -35,8 +35,10 @@ pub(super) struct Link {
     queue: RefCell<VecDeque<Frame>>,
     /// Credits for the client that the writer has not announced yet.
     to_grant: Cell<u32>,
-    /// Credits of ours that a READ has set aside for the piece it is about to send.
+    /// Credits of ours that READs have set aside for pieces they are about to send.
     reserved: Cell<u32>,
+    /// Bytes of pieces that READs work on, or that wait for the socket.
+    piece_bytes: Cell<usize>,
     /// READs, in `read`'s care.
     pub reads: Reads,
     /// Versions that OPEN found, for READs that follow here or on other connections of the client.
@@ -70,6 +72,7 @@ impl Link {
             queue: RefCell::new(VecDeque::new()),
             to_grant: Cell::new(0),
             reserved: Cell::new(0),
+            piece_bytes: Cell::new(0),
             reads: Reads::default(),
             pins: Pins::default(),
             waiting: Cell::new(Waiting::Nothing),
@@ -99,7 +102,7 @@ impl Link {
 
     /// Sends a message of a request. An answer that cannot be encoded is a defect of ours; the client is told.
     pub async fn send(&self, request: RequestId, message: impl Into<Message>) -> Result<(), Gone> {
-        self.room(0).await?;
+        self.room().await?;
         let message = message.into();
         let sent = self.push(|session, out| session.send(request, message, out).map(drop));
         match sent {
@@ -131,15 +134,9 @@ impl Link {
         self.pushed.notify(usize::MAX);
     }
 
-    /// Waits until a frame may be queued, `pieces` of which (none or one) is a piece.
-    pub async fn room(&self, pieces: usize) -> Result<(), Gone> {
-        self.until(&self.roomy, || {
-            let queue = self.queue.borrow();
-            let queued_pieces = queue.iter().filter(|frame| !frame.body.is_empty()).count();
-            let fits = queue.len() < NATIVE_QUEUE_FRAMES_MAX && queued_pieces + pieces <= NATIVE_QUEUE_PIECES_MAX;
-            fits.then_some(())
-        })
-        .await
+    /// Waits until a frame may be queued.
+    pub async fn room(&self) -> Result<(), Gone> {
+        self.until(&self.roomy, || (self.queue.borrow().len() < NATIVE_QUEUE_FRAMES_MAX).then_some(())).await
     }
 
     /// Waits until `ready` gives something. It is asked again after each `event`.
@@ -160,35 +157,42 @@ impl Link {
         self.credited.notify(usize::MAX);
     }
 
-    /// Waits for a credit and sets it aside. `None` when the request was cancelled.
-    pub async fn reserve_credit(self: &Rc<Self>, request: RequestId) -> Result<Option<CreditHold>, Gone> {
+    /// Waits until a piece of `bytes` may be sent: the client has granted a credit, and not too much waits for the
+    /// socket. `None` when the request was cancelled.
+    pub async fn piece_turn(self: &Rc<Self>, request: RequestId, bytes: usize) -> Result<Option<PieceTurn>, Gone> {
         self.until(&self.credited, || {
             let session = self.session.borrow();
-            let reserved = self.reserved.get();
+            let (reserved, sum) = (self.reserved.get(), self.piece_bytes.get() + bytes);
             if session.is_cancelled(request) {
-                Some(None)
-            } else if session.credits_to_send() > reserved {
-                self.reserved.set(reserved + 1);
-                Some(Some(CreditHold(self.clone())))
-            } else {
-                None
+                return Some(None);
             }
+            (session.credits_to_send() > reserved && sum <= NATIVE_OUT_BYTES_MAX).then(|| {
+                self.reserved.set(reserved + 1);
+                self.piece_bytes.set(sum);
+                Some(PieceTurn { link: self.clone(), bytes, sent: false })
+            })
         })
         .await
     }
 
-    /// Sends a piece with a credit set aside before.
-    pub async fn send_piece(
+    /// Whether READs work on a piece, or one waits for the socket.
+    pub fn sends_pieces(&self) -> bool {
+        self.piece_bytes.get() > 0
+    }
+
+    /// Queues a piece whose turn it is.
+    pub fn send_piece(
         &self,
         request: RequestId,
         head: &PieceHead,
         body: Bytes,
-        credit: CreditHold,
-    ) -> Result<Result<(), SendError>, Gone> {
-        self.room(1).await?;
-        drop(credit);
-        let head = self.session.borrow_mut().send_piece(request, head);
-        Ok(head.map(|head| self.enqueue(Frame { head: Bytes::copy_from_slice(&head), body })))
+        mut turn: PieceTurn,
+    ) -> Result<(), SendError> {
+        assert_eq!(body.len(), turn.bytes, "the turn was for this piece");
+        let head = self.session.borrow_mut().send_piece(request, head)?;
+        turn.sent = true;
+        self.enqueue(Frame { head: Bytes::copy_from_slice(&head), body });
+        Ok(())
     }
 
     /// The client may send this many pieces more. Told with the next write.
@@ -198,7 +202,7 @@ impl Link {
     }
 
     /// Waits for frames to write and takes them all. `None` after the end, when nothing is left.
-    pub async fn take_frames(&self) -> Option<Vec<Bytes>> {
+    pub async fn take_frames(&self) -> Option<Frames> {
         loop {
             let pieces = self.to_grant.take();
             if pieces > 0 {
@@ -208,12 +212,22 @@ impl Link {
             let frames = std::mem::take(&mut *self.queue.borrow_mut());
             if !frames.is_empty() {
                 self.roomy.notify(usize::MAX);
-                return Some(frames.into_iter().flat_map(|frame| [frame.head, frame.body]).collect());
+                let piece_bytes = frames.iter().map(|frame| frame.body.len()).sum();
+                let parts = frames.into_iter().flat_map(|frame| [frame.head, frame.body]).collect();
+                return Some(Frames { parts, piece_bytes });
             }
             if self.has_ended() {
                 return None;
             }
             self.pushed.listen().await;
+        }
+    }
+
+    /// So many bytes of pieces are with the kernel.
+    pub fn written(&self, piece_bytes: usize) {
+        if piece_bytes > 0 {
+            self.piece_bytes.set(self.piece_bytes.get() - piece_bytes);
+            self.credits_changed();
         }
     }
 
@@ -257,12 +271,27 @@ impl Link {
     }
 }
 
-/// A credit set aside; given back when dropped.
-pub(super) struct CreditHold(Rc<Link>);
+/// Frames to write with one operation.
+pub(super) struct Frames {
+    pub parts: Vec<Bytes>,
+    /// Bytes of pieces among them.
+    pub piece_bytes: usize,
+}
 
-impl Drop for CreditHold {
+/// The right to send one piece; given back when dropped.
+pub(super) struct PieceTurn {
+    link: Rc<Link>,
+    bytes: usize,
+    sent: bool,
+}
+
+impl Drop for PieceTurn {
     fn drop(&mut self) {
-        self.0.reserved.set(self.0.reserved.get() - 1);
-        self.0.credits_changed();
+        let link = &self.link;
+        link.reserved.set(link.reserved.get() - 1);
+        if !self.sent {
+            link.piece_bytes.set(link.piece_bytes.get() - self.bytes);
+        }
+        link.credits_changed();
     }
 }

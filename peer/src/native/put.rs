@@ -6,8 +6,8 @@
 //! behind slows the sender down, and nothing piles up.
 //!
 //! The first failure of an upload ends its request with an ERROR; pieces still on their way are received and dropped.
-//! An upload that PUT_BEGIN began is forgotten by the engine when its last holder here goes: after a failure, an abort,
-//! or the end of the connection.
+//! An upload that PUT_BEGIN began is forgotten by the engine with the first failure, an abort, or the end of the
+//! connection; one that was joined is left to whoever began it.
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
@@ -40,10 +40,10 @@ impl Puts {
         self.0.borrow().get(&request).cloned()
     }
 
-    /// Forgets all uploads. Those that are being written or committed live until that is done.
+    /// Gives all uploads up but those that are being committed.
     pub fn clear(&self) {
-        // Dropped outside the borrow: dropping an upload calls the engine.
-        drop(std::mem::take(&mut *self.0.borrow_mut()));
+        let puts = std::mem::take(&mut *self.0.borrow_mut());
+        puts.into_values().for_each(|put| put.give_up());
     }
 }
 
@@ -51,6 +51,8 @@ impl Puts {
 struct Put {
     request: RequestId,
     upload: Upload,
+    /// Whether PUT_JOIN began it: then another connection decides what becomes of the upload.
+    joined: bool,
     /// Pieces received and not yet written and acknowledged.
     writing: Cell<usize>,
     written: Event,
@@ -62,6 +64,13 @@ impl Put {
     async fn settled(&self) {
         while self.writing.get() > 0 {
             self.written.listen().await;
+        }
+    }
+
+    /// Has the engine forget the upload at once, pieces under way or not.
+    fn give_up(&self) {
+        if !self.joined {
+            self.upload.abort();
         }
     }
 
@@ -135,8 +144,8 @@ async fn ready(
                 piece_bytes: upload.piece_bytes(),
                 window_pieces: u32::try_from(INGEST_WINDOW_PIECES).expect("a small constant"),
             };
-            let (writing, written) = (Cell::new(0), Event::new());
-            let put = Put { request, upload, writing, written, timer: RefCell::new(timer) };
+            let (joined, writing, written) = (timer.is_none(), Cell::new(0), Event::new());
+            let put = Put { request, upload, joined, writing, written, timer: RefCell::new(timer) };
             link.puts.0.borrow_mut().insert(request, Rc::new(put));
             link.send(request, answer).await
         }
@@ -212,6 +221,7 @@ fn take(link: &Link, request: RequestId) -> Option<Rc<Put>> {
 /// Ends an upload that went wrong. The first failure is the one that is told.
 fn fail(link: &Rc<Link>, put: &Rc<Put>, error: &ObjectError) {
     if take(link, put.request).is_some() {
+        put.give_up();
         answer(link, put, error_reply(error));
     }
 }
@@ -233,8 +243,8 @@ pub(super) fn follow(link: &Rc<Link>, request: RequestId, message: Message) {
     let link = link.clone();
     spawn_local(async move {
         put.settled().await;
-        // A piece that failed has ended the request already.
-        if take(&link, request).is_none() && !link.has_ended() {
+        // A piece that failed has ended the request already, or the connection has.
+        if take(&link, request).is_none() {
             return;
         }
         match message {
@@ -242,10 +252,16 @@ pub(super) fn follow(link: &Rc<Link>, request: RequestId, message: Message) {
                 let done = commit(&put.upload, asked).await;
                 match done {
                     Ok(done) => answer(&link, &put, done),
-                    Err(reply) => answer(&link, &put, reply),
+                    Err(reply) => {
+                        put.give_up();
+                        answer(&link, &put, reply);
+                    }
                 }
             }
-            _ => answer(&link, &put, Done {}),
+            _ => {
+                put.give_up();
+                answer(&link, &put, Done {});
+            }
         }
     });
 }
@@ -253,6 +269,7 @@ pub(super) fn follow(link: &Rc<Link>, request: RequestId, message: Message) {
 /// CANCEL.
 pub(super) fn cancel(link: &Rc<Link>, request: RequestId) {
     if let Some(put) = take(link, request) {
+        put.give_up();
         answer(link, &put, cancelled());
     }
 }

@@ -1,12 +1,14 @@
 //! READ: pieces of one version to the client, each sent from the slot it was read into.
 //!
-//! A few READs of a connection stream at once, the others wait in line. A piece is taken from the engine only once the
-//! client has granted a credit for it, so a client that grants none holds what was read ahead for a moment
-//! ([`NATIVE_CREDIT_PATIENCE`]) and then nothing; one that grants none for [`BODY_IDLE_TIMEOUT`] loses the request.
+//! A few READs of a connection stream at once, the others wait in line. A piece is taken from the engine only when it
+//! may be sent: the client has granted a credit for it, and little else waits for the socket. What was read ahead
+//! for a client that takes nothing is given back after a moment ([`NATIVE_TURN_PATIENCE`]). A READ that is granted no
+//! credit for [`BODY_IDLE_TIMEOUT`] fails.
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::ops::Range;
+use std::pin::pin;
 use std::rc::Rc;
 
 use dfstore_proto::error::{ErrorCode, ErrorReply};
@@ -14,12 +16,12 @@ use dfstore_proto::frame::{PieceHead, RequestId};
 use dfstore_proto::ids::TaskId;
 use dfstore_proto::message::{Read, ReadEnd};
 
-use crate::engine::request::Stat;
+use crate::engine::request::{Stat, piece_length};
 use crate::engine::{Chunk, PieceStream, Reader};
-use crate::limits::{BODY_IDLE_TIMEOUT, NATIVE_CREDIT_PATIENCE, NATIVE_READS_ACTIVE_MAX};
+use crate::limits::{BODY_IDLE_TIMEOUT, NATIVE_READS_ACTIVE_MAX, NATIVE_TURN_PATIENCE};
 use crate::metrics::{Face, Operation, RequestTimer};
 use crate::native::answer::{error_reply, status_of};
-use crate::native::link::{CreditHold, Gone, Link};
+use crate::native::link::{Gone, Link, PieceTurn};
 use crate::native::objects::{or_gone, target_from};
 use crate::rt::shard::spawn_local;
 use crate::rt::time::timeout;
@@ -105,48 +107,60 @@ struct Reading<'link> {
 
 impl Reading<'_> {
     async fn run(&self, first: u32, timer: &mut RequestTimer) -> Result<Result<ReadEnd, ErrorReply>, Gone> {
-        let mut stream = None;
+        let mut ahead = None;
         let mut sent = ReadEnd::default();
         for number in first..self.end {
-            let credit = match self.credit(&mut stream).await? {
-                Ok(credit) => credit,
+            let turn = match self.turn(&mut ahead, number).await? {
+                Ok(turn) => turn,
                 Err(reply) => return Ok(Err(reply)),
             };
-            let pieces = stream.get_or_insert_with(|| self.stream_from(number));
+            let ReadAhead { pieces, end } = ahead.get_or_insert_with(|| self.read_ahead(number..self.end));
             let chunk = match or_gone(self.link, pieces.next()).await? {
                 Some(Ok(chunk)) => chunk,
                 Some(Err(error)) => return Ok(Err(error_reply(&error))),
                 None => return Ok(Err(ErrorReply::new(ErrorCode::Internal, "the object ended early"))),
             };
+            if number + 1 == *end {
+                ahead = None;
+            }
             timer.first_byte();
-            if let Err(reply) = self.send(chunk, credit, &mut sent).await? {
+            if let Err(reply) = self.send(chunk, turn, &mut sent) {
                 return Ok(Err(reply));
             }
         }
         Ok(Ok(sent))
     }
 
-    fn stream_from(&self, number: u32) -> PieceStream {
-        self.reader.stream(bytes_of(self.reader.stat(), number..self.end))
+    fn read_ahead(&self, pieces: Range<u32>) -> ReadAhead {
+        let end = pieces.end;
+        ReadAhead { pieces: self.reader.stream(bytes_of(self.reader.stat(), pieces)), end }
     }
 
-    /// Waits for a credit. What was read ahead is given back when that takes long.
-    async fn credit(&self, stream: &mut Option<PieceStream>) -> Result<Result<CreditHold, ErrorReply>, Gone> {
-        let mut wait = std::pin::pin!(self.link.reserve_credit(self.request));
-        let reserved = match timeout(NATIVE_CREDIT_PATIENCE, wait.as_mut()).await {
-            Ok(reserved) => reserved?,
-            Err(_) => {
-                *stream = None;
-                match timeout(BODY_IDLE_TIMEOUT, wait).await {
-                    Ok(reserved) => reserved?,
-                    Err(_) => return Ok(Err(ErrorReply::new(ErrorCode::Timeout, "no credit came for the next piece"))),
-                }
+    /// Waits for the turn to send piece `number`. When that takes long, what was read ahead is given back, and the
+    /// next piece is read alone: read-ahead is of no use to a slow client, and its memory is to others.
+    async fn turn(&self, ahead: &mut Option<ReadAhead>, number: u32) -> Result<Result<PieceTurn, ErrorReply>, Gone> {
+        let stat = self.reader.stat();
+        let bytes = piece_length(stat.meta.length, stat.piece_bytes, number) as usize;
+        let mut wait = pin!(self.link.piece_turn(self.request, bytes));
+        let mut patience = NATIVE_TURN_PATIENCE;
+        let turn = loop {
+            if let Ok(turn) = timeout(patience, wait.as_mut()).await {
+                break turn?;
             }
+            // While pieces wait for the socket, the watch decides whether the client still reads.
+            if patience == BODY_IDLE_TIMEOUT && !self.link.sends_pieces() {
+                return Ok(Err(ErrorReply::new(ErrorCode::Timeout, "no credit came for the next piece")));
+            }
+            patience = BODY_IDLE_TIMEOUT;
+            *ahead = None;
         };
-        Ok(reserved.ok_or_else(|| ErrorReply::new(ErrorCode::Cancelled, "cancelled")))
+        if patience == BODY_IDLE_TIMEOUT {
+            *ahead = Some(self.read_ahead(number..number + 1));
+        }
+        Ok(turn.ok_or_else(|| ErrorReply::new(ErrorCode::Cancelled, "cancelled")))
     }
 
-    async fn send(&self, chunk: Chunk, credit: CreditHold, sent: &mut ReadEnd) -> Result<Result<(), ErrorReply>, Gone> {
+    fn send(&self, chunk: Chunk, turn: PieceTurn, sent: &mut ReadEnd) -> Result<(), ErrorReply> {
         let stat = self.reader.stat();
         let (source, number, crc32) = (chunk.source, chunk.number, chunk.crc32);
         let body = chunk.slot.into_bytes();
@@ -159,10 +173,17 @@ impl Reading<'_> {
             length,
             crc32,
         };
-        let queued = self.link.send_piece(self.request, &head, body, credit).await?;
         sent.count(source, length);
-        Ok(queued.map_err(|error| ErrorReply::new(ErrorCode::InvalidArgument, error.to_string())))
+        let queued = self.link.send_piece(self.request, &head, body, turn);
+        queued.map_err(|error| ErrorReply::new(ErrorCode::InvalidArgument, error.to_string()))
     }
+}
+
+/// Pieces that are read while earlier ones are sent.
+struct ReadAhead {
+    pieces: PieceStream,
+    /// The piece after the last one.
+    end: u32,
 }
 
 /// Where pieces lie in their object.

@@ -133,7 +133,7 @@ async fn handle(link: &Rc<Link>, incoming: &mut Incoming, event: Event) -> Resul
             link.credits_changed();
         }
         Event::Ping(nonce) => {
-            link.room(0).await?;
+            link.room().await?;
             // Fails only when the session is over.
             let _ = link.push(|session, out| session.pong(nonce, out));
         }
@@ -181,11 +181,13 @@ fn begin(link: &Rc<Link>, request: RequestId, message: Message) {
 
 async fn send(link: &Link, mut outgoing: Outgoing, pulse: &Pulse) {
     while let Some(frames) = link.take_frames().await {
-        if let Err(error) = outgoing.write_all(frames).await {
+        let piece_bytes = frames.piece_bytes;
+        if let Err(error) = outgoing.write_all(frames.parts).await {
             tracing::debug!(%error, "native connection broke");
             link.end();
             return pulse.cut();
         }
+        link.written(piece_bytes);
     }
     let _ = outgoing.finish().await;
 }
