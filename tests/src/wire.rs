@@ -23,6 +23,7 @@ const TIMEOUT: Duration = Duration::from_secs(40);
 
 /// What came in.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[expect(clippy::large_enum_variant, reason = "few live at once, and tests match on events")]
 pub enum Arrival {
     /// Anything but a piece.
     Event(Event),
@@ -155,7 +156,7 @@ impl Wire {
     }
 
     /// The next thing that comes in, credits and PIECE_ACKs apart; `None` when the peer closed.
-    pub fn next(&mut self) -> Result<Option<Arrival>> {
+    pub fn next_arrival(&mut self) -> Result<Option<Arrival>> {
         loop {
             let arrival = match self.early.pop_front() {
                 Some(arrival) => Some(arrival),

@@ -280,7 +280,7 @@ fn many_sessions_are_served_side_by_side() -> Result<()> {
         sessions.push(wire);
     }
     for (number, wire) in sessions.iter_mut().enumerate() {
-        assert_eq!(wire.next()?, Some(Arrival::Event(Event::Pong(number as u64))));
+        assert_eq!(wire.next_arrival()?, Some(Arrival::Event(Event::Pong(number as u64))));
     }
     let asked: Vec<_> = sessions.iter_mut().map(|wire| wire.request(stat(&target))).collect::<Result<_>>()?;
     for (wire, request) in sessions.iter_mut().zip(asked) {
