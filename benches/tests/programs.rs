@@ -1,0 +1,21 @@
+//! The measuring programs with small figures. Memory is the one that counts here too: it has no noise to hide behind.
+
+use std::process::Command;
+
+#[test]
+fn a_peer_stays_within_its_memory() {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_dfstore-memory"));
+    command.args(["--budget-mib", "128", "--object-mib", "256", "--clients", "64", "--client-mib", "5"]);
+    let output = command.output().expect("runs");
+    let text = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{text}");
+    assert_eq!(text.matches("within").count(), 4, "{text}");
+}
+
+#[test]
+fn wrong_usage_exits_with_2() {
+    for program in [env!("CARGO_BIN_EXE_dfstore-memory"), env!("CARGO_BIN_EXE_dfstore-paired")] {
+        let output = Command::new(program).arg("--bogus").output().expect("runs");
+        assert_eq!(output.status.code(), Some(2));
+    }
+}
