@@ -37,6 +37,8 @@ pub enum Fault {
     },
     /// The real answer, later.
     Delay(Duration),
+    /// The real answer as of now, given later.
+    AnswerLate(Duration),
     /// No answer, ever; the connection stays.
     Hang,
     /// The connection is cut before anything is done.
@@ -159,6 +161,7 @@ struct State {
     rules: Mutex<Vec<Rule>>,
     seen: Mutex<Vec<Seen>>,
     down: AtomicBool,
+    held: AtomicU64,
     counts: Arc<Counts>,
 }
 
@@ -179,6 +182,7 @@ impl FaultyBackend {
             rules: Mutex::default(),
             seen: Mutex::default(),
             down: AtomicBool::new(false),
+            held: AtomicU64::new(0),
             counts: Arc::default(),
         });
         let served = Served::start(|_| Ok(state.clone()))?;
@@ -195,6 +199,12 @@ impl FaultyBackend {
         let bucket = self.endpoint().bucket(name);
         bucket.create()?;
         Ok(bucket)
+    }
+
+    /// An object's bytes as they lie in the server's folder, without a request; `None` when there is none. The key must
+    /// be plain: no characters that a URL escapes, no empty or dotted parts.
+    pub fn stored(&self, bucket: &str, key: &str) -> Option<Vec<u8>> {
+        std::fs::read(self.state.service.bucket_folder(bucket).join(key)).ok()
     }
 
     /// These rules from now on, instead of those before.
@@ -235,6 +245,11 @@ impl FaultyBackend {
     /// Most requests that were being answered at once.
     pub fn open_max(&self) -> u64 {
         self.state.counts.open_max.load(Ordering::SeqCst)
+    }
+
+    /// How many answers have been made and held back ([`Fault::AnswerLate`]).
+    pub fn held(&self) -> u64 {
+        self.state.held.load(Ordering::SeqCst)
     }
 
     /// Starts counting anew.
@@ -300,6 +315,10 @@ impl State {
         let mut response = self.service.call(request.map(s3s::Body::from)).await?;
         match fault {
             Some(Fault::LoseAnswer) => return Err(Cut),
+            Some(Fault::AnswerLate(delay)) => {
+                self.held.fetch_add(1, Ordering::SeqCst);
+                tokio::time::sleep(*delay).await;
+            }
             Some(Fault::ContentRange(range)) => set(&mut response, header::CONTENT_RANGE, range),
             Some(Fault::Etag(etag)) => set(&mut response, header::ETAG, etag),
             Some(Fault::Crc32(crc32)) => {

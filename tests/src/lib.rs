@@ -21,6 +21,7 @@ pub mod ports;
 pub mod process;
 pub mod s3s_server;
 pub mod samples;
+pub mod scene;
 pub mod seaweed;
 pub mod source;
 pub mod until;

@@ -42,6 +42,8 @@ pub struct PeerSpec {
     pub shards: String,
     /// Further lines of the configuration file, at the top level.
     pub extra: String,
+    /// One further line of the section `objectStorage`, such as `freshness: always`.
+    pub object_storage: String,
     /// Environment variables, for example `DFSTORE_LOG_LEVEL`.
     pub environment: Vec<(String, String)>,
     /// Address of the object API; port 0 lets the system choose.
@@ -59,6 +61,7 @@ impl PeerSpec {
             memory_budget: "128MiB".to_owned(),
             shards: "2".to_owned(),
             extra: String::new(),
+            object_storage: String::new(),
             environment: Vec::new(),
             listen_port: 0,
         }
@@ -66,12 +69,14 @@ impl PeerSpec {
 
     /// The configuration file of a peer that keeps its data in this folder.
     pub fn yaml(&self, data_path: &Path) -> String {
-        let PeerSpec { backend, provider, capacity, memory_budget, shards, extra, listen_port, .. } = self;
+        let PeerSpec { backend, provider, capacity, memory_budget, shards, extra, object_storage, listen_port, .. } =
+            self;
         let S3Endpoint { url, access_key, secret_key } = backend;
         format!(
             "objectStorage:\n  enable: true\n  name: {provider}\n  region: us-east-1\n  endpoint: {url}\n  \
              accessKey: {access_key}\n  secretKey: {secret_key}\n  \
              tcpListen: {{ listen: 127.0.0.1, port: {listen_port} }}\n\
+             \x20 {object_storage}\n\
              storage: {{ dataPath: {path:?}, capacity: {capacity} }}\n\
              memory: {{ budget: {memory_budget} }}\n\
              metrics: {{ listen: \"127.0.0.1:0\" }}\n\

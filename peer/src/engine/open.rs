@@ -19,6 +19,7 @@ use crate::engine::owner::Owner;
 use crate::engine::request::Target;
 use crate::engine::version::{Task, Version};
 use crate::limits::{CHECK_PAUSE, CHECK_ROUNDS_MAX};
+use crate::rt::shard::spawn_local;
 use crate::rt::time::unix_ms;
 use crate::sidecar::backend::BackendErrorKind;
 
@@ -26,23 +27,28 @@ impl Owner {
     /// The current version, opened.
     pub async fn open(self: &Rc<Self>, target: &Target, no_cache: bool) -> Result<Opened, ObjectError> {
         let task = self.task(target);
-        let asked_at_ms = unix_ms();
-        for _ in 0..CHECK_ROUNDS_MAX {
+        let mut checked = false;
+        for round in 0..CHECK_ROUNDS_MAX {
             let known = task.current();
             match &known {
                 Some(version) if version.state.get() == TaskState::Deleted => {
                     return Err(ObjectError::NotFound(target.name.to_string()));
                 }
-                Some(version) if self.is_servable(&task, version, no_cache, asked_at_ms) => {
+                Some(version) if checked || self.is_servable(&task, version, no_cache) => {
                     self.eviction.borrow_mut().touch(&target.task);
                     return Ok(version.open(false));
                 }
                 _ => {}
             }
             // An answer that crossed a local change was dropped: the next round sees the change.
-            if let Err(error) = self.check(&task, no_cache).await {
-                self.forget_if_unknown(&task);
-                return stale_or(&task, known, error);
+            match self.check(&task, no_cache).await {
+                // A question that was under way when we came may be older than a write that our client knows of; one
+                // that began after that one's end is not.
+                Ok(began_now) => checked = began_now || round > 0,
+                Err(error) => {
+                    self.forget_if_unknown(&task);
+                    return stale_or(&task, known, error);
+                }
             }
         }
         Err(ObjectError::VersionChanged(target.name.to_string()))
@@ -57,12 +63,10 @@ impl Owner {
         Ok(version.open(false))
     }
 
-    fn is_servable(&self, task: &Task, version: &Version, force: bool, asked_at_ms: u64) -> bool {
+    fn is_servable(&self, task: &Task, version: &Version, force: bool) -> bool {
         match version.state.get() {
             TaskState::Dirty | TaskState::Ephemeral => true,
             TaskState::Deleted => false,
-            // The backend has confirmed it since this request came.
-            TaskState::Clean if version.validated_at_ms.get() >= asked_at_ms => true,
             TaskState::Clean if force => false,
             TaskState::Clean => match self.context.freshness.for_bucket(&task.target.name.bucket) {
                 Freshness::Immutable => true,
@@ -74,13 +78,15 @@ impl Owner {
         }
     }
 
-    /// Asks the backend for the current version, once for all who ask now.
-    async fn check(self: &Rc<Self>, task: &Rc<Task>, force: bool) -> Result<(), ObjectError> {
+    /// Asks the backend for the current version, once for all who ask now. Tells whether the question began with this
+    /// call.
+    async fn check(self: &Rc<Self>, task: &Rc<Task>, force: bool) -> Result<bool, ObjectError> {
         let paused_ms = u64::try_from(CHECK_PAUSE.as_millis()).unwrap_or(u64::MAX);
         if !force && task.current().is_some() && unix_ms() < task.check_failed_at_ms.get().saturating_add(paused_ms) {
             return Err(ObjectError::BackendUnavailable("it did not answer a moment ago".into()));
         }
         let running = task.check.borrow().clone();
+        let begins_now = running.is_none();
         let check = running.unwrap_or_else(|| {
             let (owner, asked) = (self.clone(), task.clone());
             let check = async move {
@@ -92,9 +98,13 @@ impl Owner {
             };
             let check = check.boxed_local().shared();
             task.check.replace(Some(check.clone()));
+            // It runs to its end even if all who ask go away: an answer that nobody took would be told to whoever asks
+            // next, as if it were new.
+            let driven = check.clone();
+            spawn_local(async move { drop(driven.await) });
             check
         });
-        check.await
+        check.await.map(|()| begins_now)
     }
 
     async fn ask_backend(self: &Rc<Self>, task: &Rc<Task>) -> Result<(), ObjectError> {

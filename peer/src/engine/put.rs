@@ -46,13 +46,7 @@ struct Written {
 impl Owner {
     /// Begins an upload.
     pub async fn begin(self: &Rc<Self>, request: PutRequest) -> Result<Ticket, ObjectError> {
-        let limit_bytes = self.context.dirty.limit_bytes();
-        if let Some(length) = request.length.filter(|length| *length > OBJECT_BYTES_MAX.min(limit_bytes)) {
-            return Err(ObjectError::NoSpace(format!(
-                "{}: {length} bytes, while storage.dirtyLimit is {limit_bytes} bytes",
-                request.target.name
-            )));
-        }
+        self.check_fits(&request, request.length.unwrap_or(0))?;
         if self.store.is_poisoned() {
             return Err(ObjectError::Poisoned);
         }
@@ -73,6 +67,18 @@ impl Owner {
         Ok(ticket)
     }
 
+    /// An object that is larger than everything that may be dirty can never be acknowledged: waiting does not help.
+    fn check_fits(&self, request: &PutRequest, length: u64) -> Result<(), ObjectError> {
+        let limit_bytes = self.context.dirty.limit_bytes();
+        if length <= OBJECT_BYTES_MAX.min(limit_bytes) {
+            return Ok(());
+        }
+        Err(ObjectError::NoSpace(format!(
+            "{}: {length} bytes, while storage.dirtyLimit is {limit_bytes} bytes",
+            request.target.name
+        )))
+    }
+
     /// Lets another connection feed an upload.
     pub fn join(&self, upload: u64) -> Result<Ticket, ObjectError> {
         self.upload(upload).map(|state| state.ticket)
@@ -91,6 +97,7 @@ impl Owner {
                 "piece {number} of {length} bytes is not one of an object"
             )));
         }
+        self.check_fits(&state.request, state.dirty.bytes() + u64::from(length))?;
         let waits = ADMISSION_TIMEOUT.as_millis() / ADMISSION_POLL.as_millis();
         for _ in 0..waits {
             if state.closed.get() {
