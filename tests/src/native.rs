@@ -179,10 +179,15 @@ impl NativeClient {
             let mut input = &self.buffer[self.unused.clone()];
             let event = self.session.receive(&mut input)?;
             self.unused.start = self.unused.end - input.len();
-            if let Some(event) = event {
-                return Ok(event);
+            match event {
+                Some(Event::Ping(nonce)) => {
+                    let mut out = BytesMut::new();
+                    self.session.pong(nonce, &mut out)?;
+                    self.stream.write_all(&out)?;
+                }
+                Some(event) => return Ok(event),
+                None => self.fill()?,
             }
-            self.fill()?;
         }
     }
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 use dfstore_proto::crc::WholeCrc;
 use dfstore_proto::error::ErrorCode;
-use dfstore_proto::frame::RequestId;
+use dfstore_proto::frame::{PieceHead, RequestId};
 use dfstore_proto::ids::ObjectName;
 use dfstore_proto::message::{
     Copy, CreateBucket, Delete, Done, List, Message, Open, PutAbort, PutBegin, PutCommit, PutDone, PutJoin, PutLeave,
@@ -262,6 +262,12 @@ fn closing_the_connection_gives_its_uploads_up() -> Result<()> {
     ready(&mut helper, join)?;
     let (bytes, crc32) = piece(&payload, 0);
     founder.piece(request, &begun, 0, (&bytes, crc32))?;
+    // The line breaks within the second piece.
+    let PutReady { task, generation, .. } = begun;
+    let length = u32::try_from(PIECE_BYTES)?;
+    let head = PieceHead { task, generation, offset: PIECE_BYTES, number: 1, length, crc32 };
+    founder.raw(&head.frame(request))?;
+    founder.raw(&bytes[..bytes.len() / 2])?;
     drop(founder);
     peer.metrics_until("the connection is closed", SOON, |samples| {
         samples.sum("dfstore_connections", &[("face", "native")]) == 1.0

@@ -42,7 +42,7 @@ pub struct PutReady {
     pub upload: u64,
     /// The task of the object.
     pub task: TaskId,
-    /// The version that the upload becomes.
+    /// What the pieces of this upload carry as their version. PUT_DONE tells which version the upload became.
     pub generation: u64,
     /// Size of its pieces; only the last one may be shorter.
     pub piece_bytes: u32,
