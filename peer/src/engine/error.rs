@@ -109,13 +109,14 @@ impl From<BackendError> for ObjectError {
         use BackendErrorKind as Kind;
         let text = error.to_string();
         match error.kind {
-            Kind::NotFound | Kind::NoSuchUpload => ObjectError::NotFound(text),
-            Kind::NoSuchBucket => ObjectError::NoSuchBucket(text),
-            Kind::BucketExists => ObjectError::BucketExists(text),
+            // These say themselves what is missing or there; what they name is enough.
+            Kind::NotFound | Kind::NoSuchUpload => ObjectError::NotFound(error.target),
+            Kind::NoSuchBucket => ObjectError::NoSuchBucket(bucket_of(&error.target)),
+            Kind::BucketExists => ObjectError::BucketExists(bucket_of(&error.target)),
             Kind::AccessDenied => ObjectError::AccessDenied(text),
             Kind::InvalidArgument | Kind::RangeNotSatisfiable => ObjectError::InvalidArgument(text),
             Kind::PreconditionFailed => ObjectError::PreconditionFailed,
-            Kind::VersionChanged => ObjectError::VersionChanged(text),
+            Kind::VersionChanged => ObjectError::VersionChanged(error.target),
             Kind::SlowDown { retry_after } => {
                 ObjectError::Busy { reason: text, retry_after: retry_after.unwrap_or(Duration::from_secs(2)) }
             }
@@ -123,4 +124,10 @@ impl From<BackendError> for ObjectError {
             _ => ObjectError::BackendUnavailable(text),
         }
     }
+}
+
+/// The bucket of a target, which is an object's URL or a bucket.
+fn bucket_of(target: &str) -> String {
+    let name = target.strip_prefix("dfs://").unwrap_or(target);
+    name.split('/').next().unwrap_or(name).to_owned()
 }
