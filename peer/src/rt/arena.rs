@@ -70,6 +70,8 @@ struct Area {
     held_bytes: [AtomicUsize; 4],
     share_bytes: [usize; 4],
     freed: Event,
+    /// Takers that wait now, by holder and smallest class that would do.
+    waiting: [[AtomicUsize; 4]; 4],
 }
 
 struct Class {
@@ -106,14 +108,40 @@ impl Arena {
             held_bytes: Default::default(),
             share_bytes: Holder::SHARE_EIGHTHS.map(|eighths| bytes / 8 * eighths),
             freed: Event::new(),
+            waiting: Default::default(),
         })))
     }
 
-    /// A slot for `len` bytes (at most a piece), or `None` when the holder's share or the area is used up.
+    /// A slot for `len` bytes (at most a piece), or `None` when the holder's share or the area is used up, or when
+    /// others wait for the same: what they are owed is not taken in passing.
     pub fn try_take(&self, len: usize, holder: Holder) -> Option<SlotMut> {
+        let waiting = &self.0.waiting[holder as usize][class_for(len)];
+        if waiting.load(Ordering::Acquire) > 0 { None } else { self.take_now(len, holder) }
+    }
+
+    /// As [`try_take`](Self::try_take), but waits until there is one; who came first looks first. Callers bound the
+    /// wait.
+    pub async fn take(&self, len: usize, holder: Holder) -> SlotMut {
+        if let Some(slot) = self.try_take(len, holder) {
+            return slot;
+        }
+        let mut freed = self.0.freed.listen();
+        let place = Place::behind(&self.0, holder, class_for(len));
+        // Behind others, the first look comes after the next slot is freed, or the next of them has left.
+        let mut looks = place.is_first;
+        loop {
+            if looks && let Some(slot) = self.take_now(len, holder) {
+                return slot;
+            }
+            freed.await;
+            freed = self.0.freed.listen();
+            looks = true;
+        }
+    }
+
+    fn take_now(&self, len: usize, holder: Holder) -> Option<SlotMut> {
         let area = &self.0;
-        let first = CLASS_BYTES.iter().position(|bytes| *bytes >= len).expect("a slot is at most a piece");
-        for (class, bytes) in CLASS_BYTES.into_iter().enumerate().skip(first) {
+        for (class, bytes) in CLASS_BYTES.into_iter().enumerate().skip(class_for(len)) {
             let held = area.held_bytes[holder as usize].fetch_add(bytes, Ordering::AcqRel);
             if held + bytes <= area.share_bytes[holder as usize]
                 && let Some(index) = area.classes[class].free.pop()
@@ -125,20 +153,6 @@ impl Arena {
         None
     }
 
-    /// As [`try_take`](Self::try_take), but waits until there is one. Callers bound the wait.
-    pub async fn take(&self, len: usize, holder: Holder) -> SlotMut {
-        loop {
-            if let Some(slot) = self.try_take(len, holder) {
-                return slot;
-            }
-            let listener = self.0.freed.listen();
-            if let Some(slot) = self.try_take(len, holder) {
-                return slot;
-            }
-            listener.await;
-        }
-    }
-
     /// Bytes of the whole area.
     pub fn bytes(&self) -> usize {
         self.0.bytes
@@ -147,6 +161,34 @@ impl Arena {
     /// Bytes a holder has taken now. Zero for every holder when the process is at rest.
     pub fn held_bytes(&self, holder: Holder) -> usize {
         self.0.held_bytes[holder as usize].load(Ordering::Acquire)
+    }
+}
+
+/// The smallest class that holds `len` bytes.
+fn class_for(len: usize) -> usize {
+    CLASS_BYTES.iter().position(|bytes| *bytes >= len).expect("a slot is at most a piece")
+}
+
+/// A place among those who wait.
+struct Place<'a> {
+    area: &'a Area,
+    holder: Holder,
+    class: usize,
+    is_first: bool,
+}
+
+impl Place<'_> {
+    fn behind(area: &Area, holder: Holder, class: usize) -> Place<'_> {
+        let before = area.waiting[holder as usize][class].fetch_add(1, Ordering::AcqRel);
+        Place { area, holder, class, is_first: before == 0 }
+    }
+}
+
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        self.area.waiting[self.holder as usize][self.class].fetch_sub(1, Ordering::AcqRel);
+        // Whoever queued behind this one without a look of its own looks now: nothing free is overlooked.
+        self.area.freed.notify(usize::MAX);
     }
 }
 
@@ -364,6 +406,32 @@ mod tests {
         assert!(arena.try_take(PIECE_BYTES as usize, Holder::Serve).is_some(), "another holder's share is untouched");
         drop(slots);
         assert_eq!(arena.held_bytes(Holder::Ingest), 0);
+    }
+
+    #[test]
+    fn who_waits_comes_before_who_passes_by() {
+        let arena = arena();
+        let len = PIECE_BYTES as usize;
+        let mut slots: Vec<SlotMut> = std::iter::from_fn(|| arena.try_take(len, Holder::Serve)).collect();
+        let mut cx = std::task::Context::from_waker(std::task::Waker::noop());
+        let mut first = std::pin::pin!(arena.take(len, Holder::Serve));
+        let mut second = Box::pin(arena.take(len, Holder::Serve));
+        assert!(first.as_mut().poll(&mut cx).is_pending());
+        assert!(second.as_mut().poll(&mut cx).is_pending());
+        drop(slots.pop());
+        assert!(arena.try_take(len, Holder::Serve).is_none(), "two others wait");
+        assert!(arena.try_take(len, Holder::Fetch).is_some(), "but not for this share");
+        let mut third = std::pin::pin!(arena.take(len, Holder::Serve));
+        assert!(third.as_mut().poll(&mut cx).is_pending());
+        let given = first.as_mut().poll(&mut cx);
+        assert!(given.is_ready());
+        drop(given);
+        drop(second);
+        let given = third.as_mut().poll(&mut cx);
+        assert!(given.is_ready(), "one who gives up is passed over");
+        assert!(arena.try_take(len, Holder::Serve).is_none(), "the share is used up again");
+        drop((given, slots));
+        assert!(arena.try_take(len, Holder::Serve).is_some());
     }
 
     #[test]
