@@ -201,6 +201,86 @@ fn a_conversation_cut_anywhere_leaves_nothing_behind() -> Result<()> {
     assert_alive(peer.address(), &target)
 }
 
+/// Frames whose checksums are right and whose contents, order and number are not: 300 conversations, each told by its
+/// seed.
+#[test]
+fn nonsense_with_right_checksums_ends_only_its_connection() -> Result<()> {
+    let (mut peer, target) = start()?;
+    assert_alive(peer.address(), &target)?;
+    for seed in 0..300 {
+        let conversation = nonsense(seed, &target);
+        let mut stream = TcpStream::connect(peer.address())?;
+        stream.set_read_timeout(Some(SOON))?;
+        let _ = stream.write_all(&conversation);
+        let _ = stream.shutdown(Shutdown::Write);
+        let mut answer = Vec::new();
+        match stream.read_to_end(&mut answer) {
+            Err(error) if error.kind() != std::io::ErrorKind::ConnectionReset => bail!("seed {seed}: {error}"),
+            _ => {}
+        }
+    }
+    ensure!(peer.process().ended()?.is_none(), "the peer has ended");
+    let log = peer.process().log();
+    ensure!(!log.contains("panicked"), "{log}");
+    peer.metrics_until("nothing is left", SOON, |samples| {
+        samples.sum("dfstore_connections", &[("face", "native")]) == 0.0
+            && samples.sum("dfstore_requests_in_flight", &[("face", "native")]) == 0.0
+            && samples.sum("dfstore_arena_held_bytes", &[]) == 0.0
+    })?;
+    assert_alive(peer.address(), &target)
+}
+
+/// An opening and up to eight frames in any order, one in two of them damaged inside and summed up again.
+fn nonsense(seed: u64, target: &Target) -> Vec<u8> {
+    let noise = Payload::new(seed, 4096).bytes();
+    let mut dice = noise.iter().map(|byte| u32::from(*byte)).cycle();
+    let mut roll = |sides: u32| dice.next().map_or(0, |byte| byte % sides);
+    let mut all = opening();
+    for _ in 0..=roll(8) {
+        let request = 1 + 2 * u64::from(roll(4));
+        let head = PieceHead {
+            task: target.task(),
+            generation: 1 + u64::from(roll(8)),
+            offset: 0,
+            number: 0,
+            length: 4096,
+            crc32: crc32fast::hash(&noise),
+        };
+        let begin = PutBegin {
+            target: target.clone(),
+            length: None,
+            mode: WriteMode::Ephemeral,
+            max_replicas: 0,
+            ack_peers: 0,
+            meta: ObjectMeta::default(),
+        };
+        let commit = PutCommit { upload: u64::from(roll(8)), length: 4096, crc32: head.crc32, pieces: 1 };
+        let read = ReadPieces { target: target.clone(), generation: 1, first_piece: 0, piece_count: 1 + roll(3) };
+        let mut next = match roll(10) {
+            0 => frame(stat(target), request),
+            1 | 2 => frame(begin, request),
+            3 => frame(commit, request),
+            4 => frame(read, request),
+            5 => frame(dfstore_proto::message::Cancel {}, request),
+            6 => frame(dfstore_proto::message::PutJoin { task: target.task(), upload: 1 }, request),
+            7 => frame(Credit { pieces: 1 + roll(100) }, 0),
+            8 => frame(dfstore_proto::message::PutLeave {}, request),
+            _ => [&head.frame(RequestId(request))[..], &noise].concat(),
+        };
+        if roll(2) == 0 && next.len() > 24 {
+            let at = 24 + roll(256) as usize % (next.len() - 24);
+            next[at] ^= 1 << roll(8);
+            let end = if next[4] == FrameType::Piece.number() { 24 + 64 } else { next.len() };
+            let body = crc32fast::hash(&next[24..end]);
+            next[16..20].copy_from_slice(&body.to_le_bytes());
+            let header = crc32fast::hash(&next[..20]);
+            next[20..24].copy_from_slice(&header.to_le_bytes());
+        }
+        all.extend_from_slice(&next);
+    }
+    all
+}
+
 #[test]
 fn huge_lengths_take_no_memory() -> Result<()> {
     let (mut peer, target) = start()?;
