@@ -32,7 +32,7 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use serde::Serialize;
 
-use crate::engine::request::Target;
+use crate::engine::request::{DeleteDone, Target};
 use crate::engine::{Engine, target_of};
 use crate::http::answer::{Answer, RequestError, Sending};
 use crate::http::guard::{HeadGuard, Verdict};
@@ -177,8 +177,11 @@ impl HttpFace {
             ObjectAction::Put if put::is_copy(request.headers()) => put::copy(self, target, request).await,
             ObjectAction::Put => put::put(self, target, request).await,
             ObjectAction::Delete => {
-                self.engine.delete(target).await?;
-                Ok(answer::empty(StatusCode::OK))
+                // Gone for every client of this peer either way; 202: the backend is told later.
+                Ok(answer::empty(match self.engine.delete(target).await? {
+                    DeleteDone::Deleted => StatusCode::OK,
+                    DeleteDone::Pending => StatusCode::ACCEPTED,
+                }))
             }
         }
     }
