@@ -47,7 +47,9 @@ fn routes_without_an_object() -> Result<()> {
     expect(&healthy, 200);
     assert_eq!(healthy.text(), "\"OK\"");
     assert_eq!(healthy.header("content-type"), Some("application/json; charset=utf-8"));
-    expect(&get("/readyz")?, 200);
+    let ready = get("/readyz")?;
+    expect(&ready, 200);
+    assert_eq!(ready.text(), "ready\n");
 
     let metadata = get("/metadata")?;
     expect(&metadata, 200);

@@ -160,6 +160,12 @@ impl Engine {
         self.0.context.backend_info.clone()
     }
 
+    /// Whether this process should be given work, and one line for people about its state.
+    pub fn readiness(&self) -> (bool, String) {
+        let health = &self.0.context.health;
+        (health.is_ready(), health.describe())
+    }
+
     /// Serves a request that another shard sent here.
     pub fn answer(&self, call: TaskCall) {
         self.0.answer(call);

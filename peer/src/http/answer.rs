@@ -68,9 +68,14 @@ fn json_with(status: StatusCode, document: &impl Serialize) -> Answer {
     with_bytes(status, Some(JSON), text.into())
 }
 
+/// Text for people.
+pub fn text(status: StatusCode, text: impl Into<Bytes>) -> Answer {
+    with_bytes(status, Some(TEXT), text.into())
+}
+
 /// 404 for what has no route.
 pub fn no_route() -> Answer {
-    with_bytes(StatusCode::NOT_FOUND, Some(TEXT), Bytes::from_static(b"404 page not found"))
+    text(StatusCode::NOT_FOUND, "404 page not found")
 }
 
 /// An error in the shape that clients know.

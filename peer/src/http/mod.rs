@@ -145,7 +145,12 @@ fn operation_of(route: &Route, request: &Request<Incoming>) -> Option<Operation>
 impl HttpFace {
     async fn dispatch(&self, route: Route, request: &mut Request<Incoming>) -> Result<Answer, RequestError> {
         match route {
-            Route::Healthy | Route::Ready => Ok(answer::json(&"OK")),
+            Route::Healthy => Ok(answer::json(&"OK")),
+            Route::Ready => {
+                let (ready, text) = self.engine.readiness();
+                let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+                Ok(answer::text(status, text + "\n"))
+            }
             Route::Metadata => Ok(self.metadata()),
             Route::Metrics => {
                 let content_type = HeaderValue::from_static(metrics::CONTENT_TYPE);
