@@ -3,7 +3,7 @@
 //! A version that the backend does not have is newest by definition. A clean one is served without a question while it
 //! is fresh; then one HEAD asks for all who wait. An answer that is older than a local change says nothing and is
 //! asked again. If the backend cannot be asked, what is cached is served as stale, and the backend is left alone for
-//! [`CHECK_PAUSE`](crate::limits::CHECK_PAUSE).
+//! [`CHECK_PAUSE`].
 
 use std::rc::Rc;
 

@@ -4,7 +4,6 @@
 //! bytes read, once. The shard ends when told to, after its connections have ended or their time is up.
 
 use std::cell::Cell;
-use std::future::Future;
 use std::net::TcpListener;
 use std::rc::Rc;
 
@@ -198,11 +197,9 @@ impl Faces {
     }
 
     /// Waits until no connection is open.
-    fn idle(self: Rc<Self>) -> impl Future<Output = ()> {
-        async move {
-            while self.open.get() > 0 {
-                self.closed.listen().await;
-            }
+    async fn idle(self: Rc<Self>) {
+        while self.open.get() > 0 {
+            self.closed.listen().await;
         }
     }
 }

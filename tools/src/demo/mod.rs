@@ -1,6 +1,6 @@
 //! The demo: one peer in front of a bucket, a file through it in every way, and a table of what happened.
 //!
-//! Owns a temporary folder, an S3 server and a peer (see [`stage`]), all gone when it returns, in whatever way. Each
+//! Owns a temporary folder, an S3 server and a peer, all gone when it returns, in whatever way. Each
 //! copy is compared byte by byte with what was made up, and each step says where its bytes came from by the peer's own
 //! counters; a copy that came from elsewhere than it should is a failure.
 

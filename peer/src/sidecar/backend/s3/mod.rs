@@ -1,6 +1,6 @@
 //! The backend on aws-sdk-s3.
 //!
-//! Owns the SDK's client and the provider's [`Profile`]. One file for each kind of request: [`read`], [`write`],
+//! Owns the SDK's client and the provider's [`Profile`]. One file for each kind of request: [`read`], [`mod@write`],
 //! [`upload`] (multipart), [`bucket`]. Every request is an [`Attempt`], which watches its time, translates its failure,
 //! counts it and tells [`Health`] whether the backend answers.
 
