@@ -213,12 +213,12 @@ fn part_crc32(pieces: &[StoredPiece]) -> u32 {
     whole_crc32(length, PIECE_BYTES, pieces.iter().map(|piece| piece.crc32))
 }
 
-/// The parts that the backend lists and that we know to have sent: same number, same entity tag. Their checksums are
-/// those we sent.
+/// The parts that the backend lists and that we know to have sent: same number, and same entity tag unless the backend
+/// lists none (completing the upload names the tags again). Their checksums are those we sent.
 fn resumable(listed: Vec<UploadedPart>, sent: &BTreeMap<u32, PartRecord>) -> BTreeMap<u32, UploadedPart> {
     let known = listed.into_iter().filter_map(|part| {
-        let record = sent.get(&part.number).filter(|record| record.etag == part.etag)?;
-        Some((part.number, UploadedPart { crc32: Some(record.crc32), ..part }))
+        let record = sent.get(&part.number).filter(|record| part.etag.is_empty() || record.etag == part.etag)?;
+        Some((part.number, UploadedPart { crc32: Some(record.crc32), etag: record.etag.clone(), ..part }))
     });
     known.collect()
 }
@@ -246,5 +246,6 @@ mod tests {
         let found = resumable(vec![part(1, "a"), part(2, "other"), part(3, "c")], &sent);
         assert_eq!(found.keys().copied().collect::<Vec<_>>(), [1]);
         assert_eq!(found[&1].crc32, Some(7));
+        assert_eq!(resumable(vec![part(2, "")], &sent)[&2].etag, "b", "some servers list no tags");
     }
 }

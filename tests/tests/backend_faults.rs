@@ -1,0 +1,188 @@
+//! Bad days of the backend: the client gets a clear answer, and nothing that is not verified is kept.
+
+use std::thread;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use dfstore_tests::data::Payload;
+use dfstore_tests::eventually;
+use dfstore_tests::faulty_backend::{Fault, Rule};
+use dfstore_tests::http::Connection;
+use dfstore_tests::scene::{ASYNC, BUCKET, PATIENCE, SYNC, Scene, expect};
+use http::Method;
+
+const PIECE: u64 = 4 << 20;
+const TWO_PIECES: u64 = PIECE + 12_345;
+
+/// What goes wrong with the body of an object, and the status that a client gets.
+fn faults() -> Vec<(&'static str, Fault, u16)> {
+    vec![
+        ("error", Fault::internal_error(), 504),
+        ("slow-down", Fault::slow_down(Some(7)), 503),
+        ("denied", Fault::access_denied(), 403),
+        ("reset", Fault::Cut, 504),
+        ("answer-lost", Fault::LoseAnswer, 504),
+        ("empty", Fault::BodyBreaks(0), 504),
+        ("broken", Fault::BodyBreaks(1_000_000), 504),
+        ("short", Fault::BodyShort(1), 504),
+        ("wrong-range", Fault::ContentRange(format!("bytes 1-4194304/{TWO_PIECES}")), 504),
+        ("wrong-length", Fault::ContentRange("bytes 0-4194303/9999999".to_owned()), 503),
+        ("no-range", Fault::RangeIgnored, 503),
+        ("other-version", Fault::Etag("\"other\"".to_owned()), 503),
+    ]
+}
+
+#[test]
+fn a_read_that_the_backend_spoils_is_a_clear_error_and_leaves_nothing() -> Result<()> {
+    let scene = Scene::start()?;
+    let payload = Payload::new(1, TWO_PIECES);
+    for (key, _, _) in faults() {
+        scene.bucket.put(key, &payload.bytes())?;
+    }
+    let rule = |(key, fault, _): (&str, Fault, u16)| Rule::on(Method::GET, fault).at(format!("{BUCKET}/{key}"));
+    scene.backend.set_rules(faults().into_iter().map(rule));
+    thread::scope(|scope| {
+        let reads: Vec<_> = faults().into_iter().map(|fault| (scope.spawn(|| scene.get(fault.0)), fault.2)).collect();
+        for ((read, status), (key, ..)) in reads.into_iter().zip(faults()) {
+            let answer = read.join().expect("no panic").with_context(|| key.to_owned())?;
+            assert_eq!(answer.status(), status, "{key}: {}", answer.text());
+            assert!(answer.text().starts_with("{\"errors\":\"") && answer.header("content-range").is_none());
+            let retry = answer.header("retry-after").map(str::to_owned);
+            assert_eq!(retry.is_some(), status != 403, "{key}");
+            assert!(key != "slow-down" || retry.as_deref() == Some("7"), "what the backend asked for: {retry:?}");
+        }
+        Ok::<_, anyhow::Error>(())
+    })?;
+    assert_eq!(scene.peer.metrics()?.sum("dfstore_served_bytes_total", &[]), 0.0);
+    scene.backend.set_rules([]);
+    for (key, _, _) in faults() {
+        assert_eq!(scene.read(key, payload)?, "backend", "{key}: nothing of it was kept");
+    }
+    Ok(())
+}
+
+#[test]
+fn a_read_that_fails_half_way_breaks_off_and_keeps_what_is_verified() -> Result<()> {
+    let scene = Scene::start()?;
+    let payload = Payload::new(2, TWO_PIECES);
+    scene.place("half", payload)?;
+    scene.backend.set_rules([Rule::on(Method::GET, Fault::internal_error()).after(1)]);
+    let mut connection = Connection::open(scene.peer.address())?;
+    connection.send_head("GET", &Scene::path("half"), &[], 0)?;
+    let head = connection.read_head()?;
+    assert_eq!(head.status, 200, "the first piece came");
+    let mut body = Vec::new();
+    assert!(connection.read_body(&head, |bytes| body.extend_from_slice(bytes)).is_err(), "cut, not completed");
+    assert!(payload.first_difference(0, &body).is_none() && body.len() as u64 <= PIECE);
+    scene.backend.set_rules([]);
+    scene.backend.forget();
+    scene.read("half", payload)?;
+    assert_eq!(scene.backend.bytes_sent(), TWO_PIECES - PIECE, "only the missing piece");
+    Ok(())
+}
+
+#[test]
+fn faults_that_pass_at_once_are_not_seen_by_the_client() -> Result<()> {
+    let scene = Scene::start()?;
+    let payload = Payload::new(3, TWO_PIECES);
+    for (number, fault) in
+        [Fault::internal_error(), Fault::Cut, Fault::BodyBreaks(70_000), Fault::BodyShort(1)].into_iter().enumerate()
+    {
+        let key = format!("blip/{number}");
+        scene.place(&key, payload)?;
+        scene.backend.set_rules([Rule::on(Method::GET, fault).times(2)]);
+        scene.read(&key, payload)?;
+    }
+    scene.backend.set_rules([Rule::always(Fault::Delay(Duration::from_millis(300)))]);
+    scene.bucket.put("slow", &payload.bytes())?;
+    scene.read("slow", payload)?;
+    let short = Payload::new(6, 100_000);
+    scene.backend.set_rules([Rule::on(Method::GET, Fault::BodyTrickles(1000, Duration::from_millis(3)))]);
+    scene.place("trickling", short)?;
+    scene.read("trickling", short)?;
+    Ok(())
+}
+
+#[test]
+fn the_head_of_an_object_fails_as_clearly_as_its_body() -> Result<()> {
+    let scene = Scene::start()?;
+    let payload = Payload::new(4, 1000);
+    scene.place("k", payload)?;
+    for (fault, status) in [
+        (Fault::internal_error(), 504),
+        (Fault::Status { status: 503, code: "SlowDown", retry_after_s: Some(4) }, 503),
+        (Fault::access_denied(), 403),
+        (Fault::Cut, 504),
+    ] {
+        scene.backend.set_rules([Rule::on(Method::HEAD, fault.clone())]);
+        for method in ["GET", "HEAD"] {
+            let answer = scene.ask(method, "k", &[])?;
+            assert_eq!(answer.status(), status, "{fault:?}");
+        }
+    }
+    scene.backend.set_rules([Rule::on(Method::GET, Fault::internal_error())]);
+    let list = scene.peer.request("GET", &format!("/buckets/{BUCKET}/metadatas"), &[], b"")?;
+    expect(&list, 504);
+    scene.backend.set_rules([]);
+    assert_eq!(scene.read("k", payload)?, "backend");
+    Ok(())
+}
+
+#[test]
+fn an_object_that_hangs_holds_up_no_other() -> Result<()> {
+    let scene = Scene::start()?;
+    let payload = Payload::new(5, TWO_PIECES);
+    scene.place("warm", payload)?;
+    scene.read("warm", payload)?;
+    scene.bucket.put("cold", &payload.bytes())?;
+    for number in 0..2 {
+        scene.bucket.put(&format!("hung/{number}"), &payload.range(0..1000))?;
+    }
+    scene.backend.set_rules([
+        Rule::on(Method::GET, Fault::Hang).at(format!("{BUCKET}/hung")),
+        Rule::on(Method::PUT, Fault::Hang).at(format!("{BUCKET}/hung")),
+    ]);
+    scene.backend.forget();
+    let mut waiting = Vec::new();
+    for number in 0..2 {
+        let mut connection = Connection::open(scene.peer.address())?;
+        connection.send_head("GET", &Scene::path(&format!("hung/{number}")), &[], 0)?;
+        waiting.push(connection);
+    }
+    scene.put("hung/write", ASYNC, payload)?;
+    eventually("all of them hang", PATIENCE, || {
+        let hung = |method: &Method| scene.backend.requests_of(method);
+        (hung(&Method::GET) >= 2 && hung(&Method::PUT) >= 1).then_some(())
+    })?;
+    scene.read("warm", payload)?;
+    scene.read("cold", payload)?;
+    scene.put("quick", SYNC, payload)?;
+    scene.put("quick", ASYNC, payload)?;
+    scene.until_clean("quick")?;
+    drop(waiting);
+    scene.backend.set_rules([]);
+    Ok(())
+}
+
+#[test]
+fn a_write_back_survives_every_fault_that_heals() -> Result<()> {
+    let scene = Scene::start()?;
+    let faults = [Fault::internal_error(), Fault::slow_down(None), Fault::Cut, Fault::LoseAnswer];
+    let objects: Vec<_> = (0..4).map(|number| Payload::new(10 + number, TWO_PIECES + number)).collect();
+    let rules = faults
+        .into_iter()
+        .zip(0..)
+        .map(|(fault, number)| Rule::on(Method::PUT, fault).at(format!("{BUCKET}/healing/{number}")).times(1));
+    scene.backend.set_rules(rules);
+    for (number, payload) in objects.iter().enumerate() {
+        scene.put(&format!("healing/{number}"), ASYNC, *payload)?;
+    }
+    for (number, payload) in objects.iter().enumerate() {
+        let key = format!("healing/{number}");
+        scene.until_written_back(&key, *payload)?;
+        scene.until_clean(&key)?;
+        scene.read(&key, *payload)?;
+    }
+    assert_eq!(scene.peer.metrics()?.sum("dfstore_writeback_attempts_total", &[("outcome", "error")]), 4.0);
+    Ok(())
+}

@@ -1,0 +1,171 @@
+//! What the disk may do to us: give back other bytes, fill up. And what we promise about it: the quota.
+
+use std::fs::{self, OpenOptions};
+use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
+use std::thread;
+
+use anyhow::{Context, Result, ensure};
+use dfstore_tests::data::Payload;
+use dfstore_tests::faulty_backend::{Fault, Rule};
+use dfstore_tests::http::Connection;
+use dfstore_tests::loopfs::LoopFs;
+use dfstore_tests::scene::{ASYNC, BUCKET, EPHEMERAL, PATIENCE, SYNC, Scene, expect};
+use http::Method;
+
+const PIECE: u64 = 4 << 20;
+const TWO_PIECES: u64 = PIECE + 12_345;
+
+/// Flips one bit of what the disk holds of this payload at this offset.
+fn flip(scene: &Scene, payload: Payload, offset: u64) -> Result<()> {
+    let block_start = offset / 4096 * 4096;
+    let block = payload.range(block_start..(block_start + 4096).min(payload.length));
+    for (path, _) in scene.peer.piece_files()? {
+        let bytes = fs::read(&path)?;
+        let place = bytes.chunks(4096).position(|found| found.starts_with(&block));
+        if let Some(place) = place {
+            let at = place as u64 * 4096 + (offset - block_start);
+            let file = OpenOptions::new().write(true).open(&path)?;
+            file.write_all_at(&[bytes[usize::try_from(at)?] ^ 0x10], at)?;
+            return file.sync_all().map_err(Into::into);
+        }
+    }
+    anyhow::bail!("no piece file holds {payload:?} at {offset}")
+}
+
+fn crc_failures(scene: &Scene) -> Result<f64> {
+    Ok(scene.peer.metrics()?.sum("dfstore_crc_failures_total", &[]))
+}
+
+#[test]
+fn a_flipped_byte_of_a_clean_object_is_replaced_from_the_bucket() -> Result<()> {
+    let scene = Scene::start()?;
+    let payload = Payload::new(1, TWO_PIECES);
+    scene.put("clean", SYNC, payload)?;
+    scene.backend.forget();
+    flip(&scene, payload, PIECE + 100)?;
+    scene.read("clean", payload)?;
+    assert_eq!(crc_failures(&scene)?, 1.0);
+    assert_eq!(scene.backend.bytes_sent(), TWO_PIECES - PIECE, "the damaged piece only");
+    scene.until_local("clean")?;
+    scene.read("clean", payload)?;
+    assert_eq!(crc_failures(&scene)?, 1.0, "the damaged blocks are out of use");
+    Ok(())
+}
+
+#[test]
+fn a_flipped_byte_of_a_dirty_object_is_an_error_and_never_reaches_anyone() -> Result<()> {
+    let scene = Scene::start()?;
+    let (dirty, ephemeral) = (Payload::new(2, TWO_PIECES), Payload::new(3, TWO_PIECES));
+    scene.backend.set_rules([Rule::on(Method::PUT, Fault::internal_error())]);
+    for (key, mode, payload) in [("dirty", ASYNC, dirty), ("ephemeral", EPHEMERAL, ephemeral)] {
+        scene.put(key, mode, payload)?;
+        flip(&scene, payload, 70_000)?;
+        expect(&scene.get(key)?, 500);
+        let second = format!("bytes={PIECE}-{}", PIECE + 9);
+        expect(&scene.ask("GET", key, &[("Range", &second)])?, 206);
+        let mut connection = Connection::open(scene.peer.address())?;
+        let copy = [("X-Dragonfly-Object-Operation", "copy"), ("Content-Type", "application/x-www-form-urlencoded")];
+        let body = format!("source_object_key={key}");
+        let copied = connection.request("PUT", &Scene::path("copy"), &copy, body.as_bytes())?;
+        expect(&copied, 500);
+    }
+    let failures = crc_failures(&scene)?;
+    assert!(failures >= 4.0, "{failures}");
+    scene.backend.set_rules([]);
+    scene.peer.metrics_until("the write-back has met it", PATIENCE, |metrics| {
+        metrics.sum("dfstore_crc_failures_total", &[]) > failures
+    })?;
+    assert_eq!(scene.backend.stored(BUCKET, "dirty"), None);
+    expect(&scene.get("dirty")?, 500);
+    let good = Payload::new(4, TWO_PIECES);
+    scene.put("dirty", ASYNC, good)?;
+    scene.until_written_back("dirty", good)?;
+    scene.read("dirty", good)?;
+    Ok(())
+}
+
+#[test]
+fn the_quota_holds_and_dirty_objects_are_never_evicted() -> Result<()> {
+    const CAPACITY: u64 = 64 << 20;
+    let scene = Scene::start_with(|spec| spec.capacity = "64MiB".to_owned())?;
+    let object = |number: u64| Payload::new(100 + number, 2 * PIECE + number);
+    for number in 0..25 {
+        scene.bucket.put(&format!("many/{number}"), &object(number).bytes())?;
+    }
+    let kept = [("dirty", ASYNC, Payload::new(5, 2 * PIECE)), ("ephemeral", EPHEMERAL, Payload::new(6, 2 * PIECE))];
+    scene.backend.set_rules([Rule::on(Method::PUT, Fault::internal_error())]);
+    for (key, mode, payload) in kept {
+        scene.put(key, mode, payload)?;
+    }
+    thread::scope(|scope| {
+        let scene = &scene;
+        let readers = (0..3).map(|reader| {
+            scope.spawn(move || {
+                for number in (0..25).map(|number| (number + reader * 8) % 25) {
+                    scene.read(&format!("many/{number}"), object(number))?;
+                    let bytes = scene.piece_file_bytes()?;
+                    ensure!(bytes <= CAPACITY, "{bytes} bytes of piece files");
+                }
+                Ok(())
+            })
+        });
+        readers.collect::<Vec<_>>().into_iter().try_for_each(|reader| reader.join().expect("no panic"))
+    })?;
+    let metrics = scene.peer.metrics()?;
+    assert!(metrics.sum("dfstore_evicted_bytes_total", &[]) >= (25 * 2 * PIECE - CAPACITY) as f64);
+    for (key, _, payload) in kept {
+        scene.read(key, payload)?;
+    }
+    assert_eq!(scene.backend.stored(BUCKET, "dirty"), None);
+    Ok(())
+}
+
+/// A peer whose disk is smaller than its quota, full of objects that cannot go; gives the last key that fitted.
+fn fill(scene: &Scene) -> Result<u64> {
+    for number in 0..100 {
+        let answer = scene.try_put(&format!("filler/{number}"), EPHEMERAL, filler(number))?;
+        if answer.status() != 200 {
+            expect(&answer, 507);
+            assert!(answer.text().contains("no space left"), "{}", answer.text());
+            return number.checked_sub(1).context("nothing fitted");
+        }
+    }
+    anyhow::bail!("the disk never fills up")
+}
+
+fn filler(number: u64) -> Payload {
+    Payload::new(200 + number, PIECE)
+}
+
+#[test]
+fn a_full_disk_is_507_and_reads_go_on() -> Result<()> {
+    let Some(disk) = LoopFs::new(96 << 20) else { return Ok(()) };
+    let data_path: PathBuf = disk.path().join("data");
+    let mut scene = Scene::start_with(|spec| {
+        spec.data_path = Some(data_path);
+        spec.capacity = "512MiB".to_owned();
+    })?;
+    let remote = Payload::new(7, TWO_PIECES);
+    scene.place("remote", remote)?;
+    let last = fill(&scene)?;
+    for number in [0, last / 2, last] {
+        assert_eq!(scene.read(&format!("filler/{number}"), filler(number))?, "local");
+    }
+    scene.read("remote", remote).context("what cannot be kept is served all the same")?;
+    expect(&scene.try_put("more", ASYNC, filler(0))?, 507);
+    expect(&scene.get("more")?, 404);
+    assert_eq!(scene.peer.request("GET", "/readyz", &[], b"")?.status(), 200);
+    assert_eq!(scene.peer.metrics()?.sum("dfstore_store_poisoned", &[]), 0.0);
+
+    scene.peer.kill9()?;
+    scene.peer.restart()?;
+    for number in [0, last] {
+        scene.read(&format!("filler/{number}"), filler(number))?;
+    }
+    for number in 0..3 {
+        expect(&scene.peer.delete(BUCKET, &format!("filler/{number}"))?, 200);
+    }
+    scene.put("more", ASYNC, filler(0)).context("there is room again")?;
+    scene.until_written_back("more", filler(0))
+}

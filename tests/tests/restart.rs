@@ -1,0 +1,122 @@
+//! What a peer still has after it was stopped and started, also with another number of shards.
+
+use anyhow::{Context, Result};
+use dfstore_tests::data::Payload;
+use dfstore_tests::eventually;
+use dfstore_tests::faulty_backend::{Fault, Rule};
+use dfstore_tests::http::Connection;
+use dfstore_tests::scene::{ASYNC, BUCKET, EPHEMERAL, PATIENCE, SYNC, Scene, expect, same};
+use http::Method;
+use rustix::process::Signal;
+
+const PIECE: u64 = 4 << 20;
+const TWO_PIECES: u64 = PIECE + 99;
+
+fn small(number: u64) -> Payload {
+    Payload::new(1000 + number, number * 311)
+}
+
+#[test]
+fn a_restart_is_warm() -> Result<()> {
+    let mut scene = Scene::start()?;
+    let (read, written) = (Payload::new(1, 3 * PIECE + 5), Payload::new(2, TWO_PIECES));
+    scene.place("read", read)?;
+    scene.read("read", read)?;
+    scene.until_local("read")?;
+    scene.put("written", SYNC, written)?;
+    for number in 0..50 {
+        scene.put(&format!("small/{number}"), EPHEMERAL, small(number))?;
+    }
+    scene.peer.terminate()?;
+    scene.backend.forget();
+    scene.peer.restart()?;
+    assert_eq!(scene.read("read", read)?, "local");
+    assert_eq!(scene.read("written", written)?, "local");
+    for number in 0..50 {
+        assert_eq!(scene.read(&format!("small/{number}"), small(number))?, "local");
+    }
+    assert_eq!(scene.backend.requests(), 0, "not even a question");
+    Ok(())
+}
+
+#[test]
+fn another_number_of_shards_keeps_everything() -> Result<()> {
+    let mut scene = Scene::start_with(|spec| spec.shards = "1".to_owned())?;
+    let (clean, dirty) = (Payload::new(3, TWO_PIECES), Payload::new(4, TWO_PIECES));
+    for number in 0..12 {
+        scene.put(&format!("clean/{number}"), SYNC, Payload { seed: number, ..clean })?;
+        scene.put(&format!("small/{number}"), EPHEMERAL, small(number))?;
+    }
+    scene.put("gone", SYNC, clean)?;
+    scene
+        .backend
+        .set_rules([Rule::on(Method::PUT, Fault::internal_error()), Rule::on(Method::DELETE, Fault::internal_error())]);
+    scene.put("dirty", ASYNC, dirty)?;
+    expect(&scene.peer.delete(BUCKET, "gone")?, 200);
+    let bytes_before = cache_bytes(&scene)?;
+    for shards in ["2", "1", "3"] {
+        scene.peer.spec.shards = shards.to_owned();
+        scene.peer.terminate()?;
+        scene.peer.restart()?;
+        scene.backend.forget();
+        for number in 0..12 {
+            let payload = Payload { seed: number, ..clean };
+            assert_eq!(scene.read(&format!("clean/{number}"), payload)?, "local", "{shards} shards");
+            assert_eq!(scene.read(&format!("small/{number}"), small(number))?, "local", "{shards} shards");
+        }
+        assert_eq!(scene.read("dirty", dirty)?, "pending");
+        expect(&scene.get("gone")?, 404);
+        assert!(!scene.backend.seen().iter().any(|seen| seen.method == Method::GET || seen.method == Method::HEAD));
+        assert_eq!(cache_bytes(&scene)?, bytes_before, "nothing is lost, nothing is counted twice");
+    }
+    scene.backend.set_rules([]);
+    // Otherwise the pauses between attempts have grown long by now; a start begins with one.
+    scene.peer.restart()?;
+    scene.until_written_back("dirty", dirty)?;
+    let gone = || scene.backend.stored(BUCKET, "gone").is_none().then_some(());
+    eventually("the bucket is told of the deletion", PATIENCE, gone)
+}
+
+/// Bytes of pieces, once the housekeeping of every shard has counted them.
+fn cache_bytes(scene: &Scene) -> Result<f64> {
+    let counted = || {
+        let metrics = scene.peer.metrics().ok()?;
+        let tasks = metrics.sum("dfstore_cache_tasks", &[]);
+        (tasks >= 26.0).then(|| metrics.sum("dfstore_cache_bytes", &[]))
+    };
+    eventually("the shards have counted", PATIENCE, counted)
+}
+
+#[test]
+fn a_peer_told_to_stop_finishes_what_is_in_flight() -> Result<()> {
+    let mut scene = Scene::start()?;
+    let (large, upload) = (Payload::new(5, 8 * PIECE), Payload::new(6, TWO_PIECES));
+    scene.put("large", EPHEMERAL, large)?;
+    let mut download = Connection::open(scene.peer.address())?;
+    download.send_head("GET", &Scene::path("large"), &[], 0)?;
+    let head = download.read_head()?;
+    let mut writer = Connection::open(scene.peer.address())?;
+    writer.send_head("PUT", &format!("{}?mode=2", Scene::path("upload")), &[], upload.length)?;
+    writer.send(&upload.range(0..PIECE))?;
+    let received = || {
+        let metrics = scene.peer.metrics().ok()?;
+        (metrics.sum("dfstore_requests_in_flight", &[("face", "http")]) >= 2.0).then_some(())
+    };
+    eventually("both are in flight", PATIENCE, received)?;
+    scene.peer.process().signal(Signal::TERM)?;
+    let (address, mut refused) = (scene.peer.address(), false);
+    while !refused && scene.peer.process().ended()?.is_none() {
+        refused = Connection::open(address).and_then(|mut new| new.request("GET", "/healthy", &[], b"")).is_err();
+    }
+    writer.send(&upload.range(PIECE..upload.length))?;
+    expect(&writer.response(false)?, 200);
+    let mut body = Vec::new();
+    download.read_body(&head, |bytes| body.extend_from_slice(bytes)).context("the download ends whole")?;
+    assert!(same(&body, large));
+    drop((download, writer));
+    let status = scene.peer.process().wait(PATIENCE)?;
+    assert_eq!(status.code(), Some(0));
+    scene.peer.restart()?;
+    assert_eq!(scene.read("upload", upload)?, "local");
+    Ok(())
+}
