@@ -52,7 +52,7 @@ fn another_number_of_shards_keeps_everything() -> Result<()> {
         .backend
         .set_rules([Rule::on(Method::PUT, Fault::internal_error()), Rule::on(Method::DELETE, Fault::internal_error())]);
     scene.put("dirty", ASYNC, dirty)?;
-    expect(&scene.peer.delete(BUCKET, "gone")?, 200);
+    expect(&scene.peer.delete(BUCKET, "gone")?, 202);
     let bytes_before = cache_bytes(&scene)?;
     for shards in ["2", "1", "3"] {
         scene.peer.spec.shards = shards.to_owned();

@@ -187,7 +187,7 @@ fn a_deletion_is_acknowledged_without_a_backend_and_carried_out_later() -> Resul
     let payload = Payload::new(8, TWO_PIECES);
     scene.put("doomed", SYNC, payload)?;
     scene.backend.set_down(true);
-    expect(&scene.peer.delete(BUCKET, "doomed")?, 200);
+    expect(&scene.peer.delete(BUCKET, "doomed")?, 202);
     expect(&scene.get("doomed")?, 404);
     scene.peer.kill9()?;
     scene.peer.restart()?;
