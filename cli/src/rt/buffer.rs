@@ -8,7 +8,10 @@ use std::ops::{Deref, DerefMut};
 use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
+
+use crossbeam_queue::ArrayQueue;
+use event_listener::{Event, Listener};
 
 /// Size of a huge page: buffers start at such a border so that the kernel may back them with some.
 const HUGE_PAGE_BYTES: usize = 2 << 20;
@@ -21,37 +24,47 @@ struct Shelf {
     capacity_bytes: usize,
     count_max: usize,
     made: AtomicUsize,
-    free: (flume::Sender<Memory>, flume::Receiver<Memory>),
+    free: ArrayQueue<Memory>,
+    returned: Event,
 }
 
 impl Pool {
     /// A pool of at most `count_max` buffers of `capacity_bytes` each. Memory is taken when first needed.
     pub fn new(count_max: usize, capacity_bytes: usize) -> Pool {
-        let free = flume::bounded(count_max);
-        Pool(Arc::new(Shelf { capacity_bytes, count_max, made: AtomicUsize::new(0), free }))
+        Pool(Arc::new(Shelf {
+            capacity_bytes,
+            count_max,
+            made: AtomicUsize::new(0),
+            free: ArrayQueue::new(count_max.max(1)),
+            returned: Event::new(),
+        }))
     }
 
     /// A free buffer; waits until one comes back when all are out.
     pub async fn take(&self) -> io::Result<Buffer> {
-        match self.try_take()? {
-            Some(buffer) => Ok(buffer),
-            None => {
-                let memory = self.0.free.1.recv_async().await.map_err(|_| io::Error::other("the pool has gone"))?;
-                Ok(self.dress(memory))
+        loop {
+            let returned = self.0.returned.listen();
+            if let Some(buffer) = self.try_take()? {
+                return Ok(buffer);
             }
+            returned.await;
         }
     }
 
     /// A free buffer; blocks this thread at most for `patience` when all are out.
     pub fn take_blocking(&self, patience: Duration) -> io::Result<Option<Buffer>> {
-        match self.try_take()? {
-            Some(buffer) => Ok(Some(buffer)),
-            None => Ok(self.0.free.1.recv_timeout(patience).ok().map(|memory| self.dress(memory))),
+        let deadline = Instant::now() + patience;
+        loop {
+            let returned = self.0.returned.listen();
+            let taken = self.try_take()?;
+            if taken.is_some() || returned.wait_deadline(deadline).is_none() {
+                return Ok(taken);
+            }
         }
     }
 
     fn try_take(&self) -> io::Result<Option<Buffer>> {
-        if let Ok(memory) = self.0.free.1.try_recv() {
+        if let Some(memory) = self.0.free.pop() {
             return Ok(Some(self.dress(memory)));
         }
         let count_max = self.0.count_max;
@@ -63,7 +76,7 @@ impl Pool {
     }
 
     fn dress(&self, memory: Memory) -> Buffer {
-        Buffer { memory: Some(memory), len: 0, home: self.0.free.0.clone() }
+        Buffer { memory: Some(memory), len: 0, home: self.0.clone() }
     }
 }
 
@@ -77,7 +90,7 @@ pub struct Buffer {
     /// `None` only while dropping.
     memory: Option<Memory>,
     len: usize,
-    home: flume::Sender<Memory>,
+    home: Arc<Shelf>,
 }
 
 impl Buffer {
@@ -115,8 +128,9 @@ impl DerefMut for Buffer {
 impl Drop for Buffer {
     fn drop(&mut self) {
         if let Some(memory) = self.memory.take() {
-            // Fails only when the pool has gone, and then the memory is unmapped here.
-            let _ = self.home.try_send(memory);
+            // There is room for every buffer that was ever made.
+            let _ = self.home.free.push(memory);
+            self.home.returned.notify(1);
         }
     }
 }

@@ -105,7 +105,7 @@ impl Lane {
     async fn pump(&mut self) -> Result<(), ClientError> {
         loop {
             if self.owed.is_empty() {
-                let Ok(number) = self.job.work.recv_async().await else { return Ok(()) };
+                let Ok(number) = self.job.work.recv().await else { return Ok(()) };
                 self.ask(number).await?;
             }
             while self.owed.len() < self.window()

@@ -44,7 +44,7 @@ struct Job {
     /// The file to write to; without one the pieces go to the coordinator.
     output: Option<File>,
     pool: Pool,
-    work: flume::Receiver<u32>,
+    work: async_channel::Receiver<u32>,
     news: flume::Sender<News>,
 }
 
@@ -142,7 +142,7 @@ impl<'a> Attempt<'a> {
         };
         let pieces = self.info.pieces();
         let shape = Shape::new(self.context.parallel, Some(pieces.into()), self.info.piece_bytes);
-        let (work_sender, work) = flume::bounded(shape.window);
+        let (work_sender, work) = async_channel::bounded(shape.window);
         let job = Arc::new(Job {
             peer: self.context.peer.clone(),
             target: self.target.clone(),

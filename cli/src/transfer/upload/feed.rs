@@ -16,7 +16,7 @@ pub struct Feed {
     pub stream: Box<dyn Read + Send>,
     pub pool: Pool,
     pub piece_bytes: usize,
-    pub work: flume::Sender<Work>,
+    pub work: async_channel::Sender<Work>,
     pub news: flume::Sender<News>,
 }
 
@@ -45,7 +45,7 @@ impl Feed {
             }
             let is_last = buffer.len() < self.piece_bytes;
             length += buffer.len() as u64;
-            if self.work.send(Work { number, data: Some(buffer) }).is_err() {
+            if self.work.send_blocking(Work { number, data: Some(buffer) }).is_err() {
                 return Ok(None);
             }
             number = number.checked_add(1).ok_or(io::ErrorKind::FileTooLarge)?;
@@ -57,7 +57,7 @@ impl Feed {
 
     /// Somewhere to read to; `None` when the upload has gone, perhaps with all the buffers.
     fn free_buffer(&self) -> io::Result<Option<Buffer>> {
-        while !self.work.is_disconnected() {
+        while !self.work.is_closed() {
             if let Some(buffer) = self.pool.take_blocking(PATIENCE)? {
                 return Ok(Some(buffer));
             }

@@ -171,7 +171,7 @@ impl Lane {
     /// Waits for work; `None` when there will be no more. The peer gets a sign of life meanwhile.
     async fn next_work(&mut self) -> Result<Option<Work>, Stop> {
         loop {
-            match rt::time::timeout(KEEPALIVE, self.job.work.recv_async()).await {
+            match rt::time::timeout(KEEPALIVE, self.job.work.recv()).await {
                 Ok(work) => return Ok(work.ok()),
                 Err(_) => {
                     if let Some((session, _)) = &mut self.open {

@@ -46,7 +46,7 @@ struct Job {
     /// Bytes of the file.
     length: u64,
     pool: Pool,
-    work: flume::Receiver<Work>,
+    work: async_channel::Receiver<Work>,
     /// For lane 0: what to commit. Closed without a word, it aborts.
     commit: flume::Receiver<PutCommit>,
     news: flume::Sender<News>,
@@ -137,7 +137,7 @@ struct Running {
     ready: PutReady,
     news: flume::Receiver<News>,
     /// Absent when a reader of a stream has it.
-    work: Option<flume::Sender<Work>>,
+    work: Option<async_channel::Sender<Work>>,
     commit: flume::Sender<PutCommit>,
     ledger: Ledger,
     length: Option<u64>,
@@ -196,7 +196,7 @@ impl<'a> Attempt<'a> {
         shape: Shape,
         ledger: Ledger,
     ) -> Result<(Running, Pool, flume::Sender<News>)> {
-        let (work_sender, work) = flume::bounded(shape.window);
+        let (work_sender, work) = async_channel::bounded(shape.window);
         let (commit_sender, commit) = flume::bounded(1);
         let pool = Pool::new(shape.buffers, self.ready.piece_bytes as usize);
         let known = source.is_some().then_some(length);
