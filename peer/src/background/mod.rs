@@ -9,7 +9,8 @@
 //!
 //! Invariants: a piece is verified before it is handed on; a lease is held while its piece is read; at most
 //! [`BACKGROUND_READS_MAX`] reads run at once, the rest waits in the mailbox. Rules that the released glommio 0.9
-//! demands: the mailbox is drained by a `Latency::Matters` queue (another one answers after up to 200 ms), at most
+//! demands: the mailbox is drained by a `Latency::Matters` queue (another one answers after up to 200 ms), a timer is
+//! always running (without one a wake from another thread that is missed stops the executor for good), at most
 //! 4 MiB are read by one operation, no `spsc_queue`, and no file is created here (one that is created before any was
 //! opened on the device gets wrong direct-I/O limits).
 //!
