@@ -115,11 +115,16 @@ fn copy_out(stage: &mut Stage, table: &mut Table, step: &str, expected: &[&str])
 fn wait_for_write_back(stage: &mut Stage, table: &mut Table) -> Result<()> {
     announce("wait until the bucket has it");
     let started = Instant::now();
-    stage.peer.metrics_until("the bucket has everything", WRITE_BACK_TIMEOUT, |samples| {
+    // The gauge is set now and then, so it alone might still tell of the time before the upload.
+    let stored =
+        eventually("the bucket has the object", WRITE_BACK_TIMEOUT, || match stage.bucket.head(stage.key()) {
+            Ok(stored) => stored.map(Ok),
+            Err(error) => Some(Err(error)),
+        })??;
+    stage.peer.metrics_until("nothing is dirty", WRITE_BACK_TIMEOUT, |samples| {
         samples.has(DIRTY) && samples.sum(DIRTY, &[]) == 0.0
     })?;
     let took = started.elapsed();
-    let stored = stage.bucket.head(stage.key())?.context("the bucket does not have the object")?;
     ensure!(stored.length == stage.payload.length, "the bucket has {} bytes of it", stored.length);
     let sent = increase(&Samples::default(), &stage.peer.metrics()?, SENT_TO_BACKEND, &[]);
     table.add("wait for the bucket", took, None, &format!("the peer's disk ({} sent)", Size(sent)));
