@@ -242,6 +242,55 @@ fn of_writes_at_once_to_one_key_one_wins_everywhere() -> Result<()> {
 }
 
 #[test]
+fn of_writes_and_deletions_at_once_the_last_one_holds_everywhere() -> Result<()> {
+    let scene = Scene::start()?;
+    for round in 0..6 {
+        let key = format!("raced-{round}");
+        let payload = |number: u64| Payload::new(60 + number, 50_000 + number);
+        thread::scope(|scope| {
+            let (scene, key) = (&scene, &key);
+            let racers = (0..9_u64).map(|number| {
+                scope.spawn(move || match number % 3 {
+                    0 => scene.put(key, ASYNC, payload(number)),
+                    1 => scene.put(key, SYNC, payload(number)),
+                    _ => scene.peer.delete(BUCKET, key).map(drop),
+                })
+            });
+            racers.collect::<Vec<_>>().into_iter().try_for_each(|racer| racer.join().expect("no panic"))
+        })?;
+        let agree = || {
+            let answer = scene.get(&key).ok()?;
+            let stored = scene.backend.stored(BUCKET, &key);
+            let same = if answer.status() == 404 { stored.is_none() } else { stored.as_ref() == Some(&answer.body) };
+            (same && answer.header("x-dfs-cache") != Some("pending")).then_some(())
+        };
+        eventually("peer and bucket agree", PATIENCE, agree)?;
+    }
+    Ok(())
+}
+
+#[test]
+fn an_object_replaced_by_others_right_after_its_write_back_is_seen() -> Result<()> {
+    let scene = Scene::start()?;
+    let (ours, theirs) = (Payload::new(51, TWO_PIECES), Payload::new(52, TWO_PIECES));
+    for (key, mode) in [("async", ASYNC), ("sync", SYNC)] {
+        scene.backend.forget();
+        scene.backend.set_rules([Rule::on(Method::HEAD, Fault::Delay(Duration::from_millis(500))).times(1)]);
+        thread::scope(|scope| {
+            let written = scope.spawn(|| scene.put(key, mode, ours));
+            let asked = || (scene.backend.requests_of(&Method::HEAD) > 0).then_some(());
+            eventually("the peer asks what it has written", PATIENCE, asked)?;
+            scene.bucket.put(key, &theirs.bytes())?;
+            written.join().expect("no panic")
+        })?;
+        scene.until_clean(key)?;
+        let fresh = scene.ask("GET", key, &[("Cache-Control", "no-cache")])?;
+        assert!(same(&fresh.body, theirs), "{key}: the bucket is the truth");
+    }
+    Ok(())
+}
+
+#[test]
 fn a_write_is_seen_only_when_it_is_complete() -> Result<()> {
     let scene = Scene::start_with(|spec| spec.environment = dirty_limit("8MiB"))?;
     let (old, new) = (Payload::new(40, 1000), Payload::new(41, TWO_PIECES));
