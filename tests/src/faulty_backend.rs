@@ -18,6 +18,7 @@ use http::{HeaderValue, Method, Request, Response, StatusCode, header};
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 use tempfile::TempDir;
+use tokio::sync::watch;
 
 use crate::bucket::{Bucket, S3Endpoint};
 use crate::dirs;
@@ -37,6 +38,8 @@ pub enum Fault {
     },
     /// The real answer, later.
     Delay(Duration),
+    /// The real answer, once [`FaultyBackend::release`] is called.
+    Hold,
     /// The real answer as of now, given later.
     AnswerLate(Duration),
     /// No answer, ever; the connection stays.
@@ -86,6 +89,7 @@ pub struct Rule {
     method: Option<Method>,
     path_prefix: String,
     query_part: String,
+    range_part: String,
     skip: u64,
     times: u64,
     fault: Fault,
@@ -94,8 +98,8 @@ pub struct Rule {
 impl Rule {
     /// Every request fails like this.
     pub fn always(fault: Fault) -> Rule {
-        let (path_prefix, query_part) = (String::new(), String::new());
-        Rule { method: None, path_prefix, query_part, skip: 0, times: u64::MAX, fault }
+        let (path_prefix, query_part, range_part) = (String::new(), String::new(), String::new());
+        Rule { method: None, path_prefix, query_part, range_part, skip: 0, times: u64::MAX, fault }
     }
 
     /// Every request of this method fails like this.
@@ -113,6 +117,11 @@ impl Rule {
         Rule { query_part: query_part.into(), ..self }
     }
 
+    /// Only if the header `Range` contains this, e.g. `bytes=0-`.
+    pub fn with_range(self, range_part: impl Into<String>) -> Rule {
+        Rule { range_part: range_part.into(), ..self }
+    }
+
     /// Only this many times.
     pub fn times(self, times: u64) -> Rule {
         Rule { times, ..self }
@@ -127,6 +136,7 @@ impl Rule {
         self.method.as_ref().is_none_or(|method| method == request.method())
             && request.uri().path().trim_start_matches('/').starts_with(&self.path_prefix)
             && request.uri().query().unwrap_or_default().contains(&self.query_part)
+            && text(request, header::RANGE).unwrap_or_default().contains(&self.range_part)
     }
 }
 
@@ -162,6 +172,7 @@ struct State {
     seen: Mutex<Vec<Seen>>,
     down: AtomicBool,
     held: AtomicU64,
+    released: watch::Sender<bool>,
     counts: Arc<Counts>,
 }
 
@@ -183,6 +194,7 @@ impl FaultyBackend {
             seen: Mutex::default(),
             down: AtomicBool::new(false),
             held: AtomicU64::new(0),
+            released: watch::Sender::new(false),
             counts: Arc::default(),
         });
         let served = Served::start(|_| Ok(state.clone()))?;
@@ -209,7 +221,13 @@ impl FaultyBackend {
 
     /// These rules from now on, instead of those before.
     pub fn set_rules(&self, rules: impl IntoIterator<Item = Rule>) {
+        self.state.released.send_replace(false);
         *lock(&self.state.rules) = rules.into_iter().collect();
+    }
+
+    /// Lets go what [`Fault::Hold`] holds, now and later, until the rules change.
+    pub fn release(&self) {
+        self.state.released.send_replace(true);
     }
 
     /// Cuts every connection without an answer, until told otherwise.
@@ -279,7 +297,7 @@ impl Front for State {
 
 impl State {
     fn note(&self, request: &Request<Incoming>) {
-        let text = |name| request.headers().get(name).and_then(|value| value.to_str().ok()).map(ToOwned::to_owned);
+        let text = |name| text(request, name);
         let length: u64 = text(header::CONTENT_LENGTH).and_then(|length| length.parse().ok()).unwrap_or(0);
         self.counts.bytes_received.fetch_add(length, Ordering::SeqCst);
         lock(&self.seen).push(Seen {
@@ -309,6 +327,10 @@ impl State {
             Some(Fault::Status { status, code, retry_after_s }) => return Ok(refusal(*status, code, *retry_after_s)),
             Some(Fault::Cut) => return Err(Cut),
             Some(Fault::Hang) => std::future::pending().await,
+            Some(Fault::Hold) => {
+                // Closed only when the server is gone.
+                let _ = self.released.subscribe().wait_for(|released| *released).await;
+            }
             Some(Fault::Delay(delay)) => tokio::time::sleep(*delay).await,
             _ => {}
         }
@@ -332,6 +354,10 @@ impl State {
         }
         Ok(response)
     }
+}
+
+fn text(request: &Request<Incoming>, name: header::HeaderName) -> Option<String> {
+    request.headers().get(name).and_then(|value| value.to_str().ok()).map(ToOwned::to_owned)
 }
 
 fn set(response: &mut Response<s3s::Body>, name: header::HeaderName, value: &str) {

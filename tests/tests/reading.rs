@@ -259,12 +259,14 @@ fn a_reader_overtaken_by_a_new_version_gets_no_byte_of_it() -> Result<()> {
     let (old, new) = (Payload::new(10, 6 * PIECE), Payload::new(11, 6 * PIECE));
     scene.place("changing", old)?;
     // The first piece comes at once; the others are looked up in the bucket after it has changed.
-    scene.backend.set_rules([Rule::on(Method::GET, Fault::Delay(Duration::from_millis(1500))).after(1)]);
+    let first = Rule::on(Method::GET, Fault::Delay(Duration::ZERO)).with_range("bytes=0-");
+    scene.backend.set_rules([first, Rule::on(Method::GET, Fault::Hold)]);
     let mut connection = Connection::open(scene.peer.address())?;
     connection.send_head("GET", &Scene::path("changing"), &[], 0)?;
     let head = connection.read_head()?;
     assert_eq!(head.status, 200);
     scene.bucket.put("changing", &new.bytes())?;
+    scene.backend.release();
     let mut body = Vec::new();
     let cut = connection.read_body(&head, |bytes| body.extend_from_slice(bytes));
     assert!(cut.is_err(), "the transfer breaks off: the rest of this version does not exist any more");

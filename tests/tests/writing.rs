@@ -275,12 +275,13 @@ fn an_object_replaced_by_others_right_after_its_write_back_is_seen() -> Result<(
     let (ours, theirs) = (Payload::new(51, TWO_PIECES), Payload::new(52, TWO_PIECES));
     for (key, mode) in [("async", ASYNC), ("sync", SYNC)] {
         scene.backend.forget();
-        scene.backend.set_rules([Rule::on(Method::HEAD, Fault::Delay(Duration::from_millis(500))).times(1)]);
+        scene.backend.set_rules([Rule::on(Method::HEAD, Fault::Hold).times(1)]);
         thread::scope(|scope| {
             let written = scope.spawn(|| scene.put(key, mode, ours));
             let asked = || (scene.backend.requests_of(&Method::HEAD) > 0).then_some(());
             eventually("the peer asks what it has written", PATIENCE, asked)?;
             scene.bucket.put(key, &theirs.bytes())?;
+            scene.backend.release();
             written.join().expect("no panic")
         })?;
         scene.until_clean(key)?;
