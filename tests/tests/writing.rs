@@ -108,7 +108,9 @@ fn a_synchronous_write_is_acknowledged_when_the_bucket_has_it_and_not_before() -
             (Fault::Cut, 504),
         ] {
             scene.backend.set_rules([Rule::on(Method::PUT, fault)]);
-            expect(&scene.try_put(&key, SYNC, new)?, status);
+            let refused = scene.try_put(&key, SYNC, new)?;
+            // A server that refuses before it has read the body cuts the connection, sometimes before its answer is read.
+            assert!([status, 504].contains(&refused.status()), "{} {}", refused.status(), refused.text());
             scene.read(&key, old)?;
         }
         scene.backend.set_rules([]);
@@ -286,7 +288,7 @@ fn an_object_replaced_by_others_right_after_its_write_back_is_seen() -> Result<(
         })?;
         scene.until_clean(key)?;
         let fresh = scene.ask("GET", key, &[("Cache-Control", "no-cache")])?;
-        assert!(same(&fresh.body, theirs), "{key}: the bucket is the truth");
+        assert!(same(&fresh.body, theirs), "{key}: {} {:?} {:?}", fresh.status(), fresh.head, scene.backend.seen());
     }
     Ok(())
 }

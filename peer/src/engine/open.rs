@@ -23,6 +23,14 @@ use crate::rt::shard::spawn_local;
 use crate::rt::time::unix_ms;
 use crate::sidecar::backend::BackendErrorKind;
 
+/// A question to the backend that was answered.
+struct Checked {
+    /// No local change crossed the answer.
+    counted: bool,
+    /// It was asked after the call.
+    began_now: bool,
+}
+
 impl Owner {
     /// The current version, opened.
     pub async fn open(self: &Rc<Self>, target: &Target, no_cache: bool) -> Result<Opened, ObjectError> {
@@ -40,11 +48,11 @@ impl Owner {
                 }
                 _ => {}
             }
-            // An answer that crossed a local change was dropped: the next round sees the change.
             match self.check(&task, no_cache).await {
+                // An answer that crossed a local change was dropped: the next round sees the change and asks again.
                 // A question that was under way when we came may be older than a write that our client knows of; one
                 // that began after that one's end is not.
-                Ok(began_now) => checked = began_now || round > 0,
+                Ok(Checked { counted, began_now }) => checked = counted && (began_now || round > 0),
                 Err(error) => {
                     self.forget_if_unknown(&task);
                     return stale_or(&task, known, error);
@@ -79,14 +87,14 @@ impl Owner {
     }
 
     /// Asks the backend for the current version, once for all who ask now. Tells whether the question began with this
-    /// call.
-    async fn check(self: &Rc<Self>, task: &Rc<Task>, force: bool) -> Result<bool, ObjectError> {
+    /// call and its answer counted.
+    async fn check(self: &Rc<Self>, task: &Rc<Task>, force: bool) -> Result<Checked, ObjectError> {
         let paused_ms = u64::try_from(CHECK_PAUSE.as_millis()).unwrap_or(u64::MAX);
         if !force && task.current().is_some() && unix_ms() < task.check_failed_at_ms.get().saturating_add(paused_ms) {
             return Err(ObjectError::BackendUnavailable("it did not answer a moment ago".into()));
         }
         let running = task.check.borrow().clone();
-        let begins_now = running.is_none();
+        let began_now = running.is_none();
         let check = running.unwrap_or_else(|| {
             let (owner, asked) = (self.clone(), task.clone());
             let check = async move {
@@ -104,14 +112,14 @@ impl Owner {
             spawn_local(async move { drop(driven.await) });
             check
         });
-        check.await.map(|()| begins_now)
+        check.await.map(|counted| Checked { counted, began_now })
     }
 
-    async fn ask_backend(self: &Rc<Self>, task: &Rc<Task>) -> Result<(), ObjectError> {
+    async fn ask_backend(self: &Rc<Self>, task: &Rc<Task>) -> Result<bool, ObjectError> {
         let epoch = task.epoch.get();
         let answer = self.context.backend.head(task.target.name.clone()).await;
         if task.epoch.get() != epoch {
-            return Ok(());
+            return Ok(false);
         }
         match answer {
             Ok(meta) => self.confirm(task, meta).await,
@@ -130,12 +138,12 @@ impl Owner {
         }
     }
 
-    /// The backend has this version now: the same as ours, or a new one.
-    pub async fn confirm(self: &Rc<Self>, task: &Rc<Task>, meta: ObjectMeta) -> Result<(), ObjectError> {
+    /// The backend has this version now: the same as ours, or a new one. False when a local change came first.
+    pub async fn confirm(self: &Rc<Self>, task: &Rc<Task>, meta: ObjectMeta) -> Result<bool, ObjectError> {
         let epoch = task.epoch.get();
         let _commit = task.commit_lock.lock().await;
         if task.epoch.get() != epoch {
-            return Ok(());
+            return Ok(false);
         }
         let now_ms = unix_ms();
         if let Some(version) = task.current()
@@ -143,7 +151,7 @@ impl Owner {
             && is_same_content(&version.meta.borrow(), &meta)
         {
             version.validated_at_ms.set(now_ms);
-            return Ok(());
+            return Ok(true);
         }
         let generation = task.next_generation(now_ms);
         let version = Version::new(task.target.task, generation, meta, TaskState::Clean, None);
@@ -155,7 +163,7 @@ impl Owner {
         eviction.insert(task.target.task, 0);
         drop(eviction);
         self.retire(task, before);
-        Ok(())
+        Ok(true)
     }
 
     /// Makes the catalog's record of a clean version, with its first piece or when it is empty.

@@ -41,8 +41,8 @@ pub struct Task {
     pub check_failed_at_ms: Cell<u64>,
 }
 
-/// A shared question to the backend.
-pub type Check = Shared<LocalBoxFuture<'static, Result<(), ObjectError>>>;
+/// A shared question to the backend; true when its answer counted, false when it crossed a local change.
+pub type Check = Shared<LocalBoxFuture<'static, Result<bool, ObjectError>>>;
 
 impl Task {
     /// A task of which nothing is known yet.
