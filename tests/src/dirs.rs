@@ -18,7 +18,9 @@ pub const SCRATCH_VARIABLE: &str = "DFSTORE_SCRATCH";
 /// The `target/` folder of the build that this process comes from.
 pub fn target() -> Result<PathBuf> {
     let exe = env::current_exe().context("the path of this program")?;
-    let found = exe.ancestors().find(|folder| folder.join("CACHEDIR.TAG").is_file());
+    // cargo tags the folder only if it made it; the test runner, which keeps its Python there, may have come first.
+    let marks = ["CACHEDIR.TAG", ".rustc_info.json"];
+    let found = exe.ancestors().find(|folder| marks.iter().any(|mark| folder.join(mark).is_file()));
     found.map(Path::to_path_buf).with_context(|| format!("{} lies in no cargo target folder", exe.display()))
 }
 
