@@ -118,8 +118,6 @@ pub const OPENING_READ_BYTES: usize = 4096;
 pub const HTTP_HEAD_BYTES_MAX: usize = 64 << 10;
 /// Bytes of a request body that one connection reads at once, and of small answers that it gathers.
 pub const HTTP_BUFFER_BYTES_MAX: usize = 256 << 10;
-/// Headers of an HTTP request: the number built into hyper, where another one would cost an allocation per request.
-pub const HTTP_HEADERS_MAX: usize = 100;
 /// Bytes of all form fields of an upload besides the file.
 pub const FORM_FIELDS_BYTES_MAX: usize = 64 << 10;
 /// A request head must arrive within this time.

@@ -19,7 +19,7 @@ use crate::engine::context::DirtyHold;
 use crate::engine::error::ObjectError;
 use crate::engine::fetch::busy;
 use crate::engine::owner::Owner;
-use crate::engine::request::{CommitRequest, PutDone, PutRequest, Standing, piece_count, piece_length};
+use crate::engine::request::{CommitRequest, PutDone, PutRequest, piece_count, piece_length};
 use crate::engine::version::{StoredPiece, Task, Version};
 use crate::engine::writeback::{Outgoing, new_record};
 use crate::limits::{ADMISSION_POLL, ADMISSION_TIMEOUT, OBJECT_BYTES_MAX, PIECE_BYTES, UPLOADS_PER_SHARD_MAX};
@@ -269,12 +269,5 @@ impl UploadState {
             .map(|piece| StoredPiece { length: piece.length, crc32: piece.crc32, lease: piece.reservation.keep() })
             .collect();
         Ok(Written { length, crc32: whole, pieces })
-    }
-}
-
-impl PutDone {
-    /// Whether the backend has it.
-    pub fn is_in_backend(&self) -> bool {
-        self.standing == Standing::Clean
     }
 }
