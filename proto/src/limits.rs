@@ -5,8 +5,10 @@
 
 /// Lowest version of the messages that this crate speaks.
 pub const VERSION_MIN: u8 = 1;
+/// The version that added the messages between peers. Clients may speak an earlier one, peers may not.
+pub const VERSION_OF_PEERS: u8 = 2;
 /// Highest version of the messages that this crate speaks.
-pub const VERSION_MAX: u8 = 1;
+pub const VERSION_MAX: u8 = 2;
 
 /// Bytes of the preface that opens a connection.
 pub const PREFACE_BYTES: usize = 8;
@@ -59,6 +61,20 @@ pub const DELIMITER_BYTES_MAX: usize = 64;
 pub const SOURCES_MAX: usize = 16;
 /// Shards of a peer.
 pub const SHARDS_MAX: u16 = 1024;
+/// Runs in one list of pieces. What a node has beyond them is not told.
+pub const RUNS_MAX: usize = 1024;
+/// Runs of pieces that are told of each node when people ask where an object is.
+pub const RUNS_SHOWN_MAX: usize = 16;
+/// Peers in one answer about a task: those to fetch from, those that hold it.
+pub const PARENTS_MAX: usize = 4;
+/// Pieces of a download that are planned at once.
+pub const COUNTS_MAX: usize = 256;
+/// Addresses of nodes in one answer of a manager.
+pub const BOOTSTRAP_MAX: usize = 64;
+/// Nodes in one answer about the cluster.
+pub const NODES_MAX: usize = 64;
+/// Bytes of an address (`ip:port`).
+pub const ADDRESS_BYTES_MAX: usize = 64;
 
 /// Upper bound of the postcard overhead of one message besides its text: lengths, numbers and flags.
 const OVERHEAD_BYTES: usize = 512;
@@ -73,6 +89,18 @@ const _: () = assert!(HELLO_BYTES_MAX <= CONTROL_BYTES_MAX);
 const _: () = assert!(TOKEN_BYTES_MAX + NAME_BYTES_MAX + OVERHEAD_BYTES <= HELLO_BYTES_MAX as usize);
 const _: () = assert!(ERROR_MESSAGE_BYTES_MAX + ERROR_DETAIL_BYTES_MAX + OVERHEAD_BYTES <= HELLO_BYTES_MAX as usize);
 const _: () = assert!(2 * TARGET_BYTES + META_BYTES + OVERHEAD_BYTES <= CONTROL_BYTES_MAX as usize);
+const _: () =
+    assert!(TARGET_BYTES + META_BYTES + PARENTS_MAX * NAME_BYTES_MAX + OVERHEAD_BYTES <= CONTROL_BYTES_MAX as usize);
+/// Upper bound of one list of pieces: two numbers a run.
+const RUNS_BYTES: usize = 10 * RUNS_MAX;
+const _: () =
+    assert!(PARENTS_MAX * (RUNS_BYTES + NAME_BYTES_MAX) + COUNTS_MAX + OVERHEAD_BYTES <= CONTROL_BYTES_MAX as usize);
+const _: () = assert!(NODES_MAX * (2 * (NAME_BYTES_MAX + ADDRESS_BYTES_MAX) + 80) <= CONTROL_BYTES_MAX as usize);
+const _: () = assert!(
+    NODES_MAX * (NAME_BYTES_MAX + 10 * RUNS_SHOWN_MAX) + META_BYTES + PARENTS_MAX * NAME_BYTES_MAX + OVERHEAD_BYTES
+        <= CONTROL_BYTES_MAX as usize
+);
+const _: () = assert!(NODES_MAX * (2 * NAME_BYTES_MAX + 8) <= CONTROL_BYTES_MAX as usize);
 // A listing makes progress: one entry always fits, beside the marker that repeats its key.
 const _: () =
     assert!(2 * KEY_BYTES_MAX + ETAG_BYTES_MAX + ATTRIBUTE_BYTES_MAX + OVERHEAD_BYTES <= CONTROL_BYTES_MAX as usize);

@@ -26,6 +26,15 @@ pub struct ObjectMeta {
     pub digest: String,
 }
 
+/// Consecutive pieces of a version.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct PieceRun {
+    /// Number of the first one.
+    pub first: u32,
+    /// How many.
+    pub count: u32,
+}
+
 /// How a write reaches the backend. The numbers are those of the HTTP form field `mode`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum WriteMode {

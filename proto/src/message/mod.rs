@@ -11,11 +11,18 @@ use crate::frame::{FrameHeader, RequestId};
 use crate::limits::{CONTROL_BYTES_MAX, FRAME_HEADER_BYTES};
 use crate::wire;
 
+mod admin;
+mod cluster;
 mod connection;
 mod object;
 mod put;
 mod read;
 
+pub use admin::{Evict, NodeFailure, NodeInfo, NodeRole, Nodes, NodesOk, Prefetch, Scope, Worked};
+pub use cluster::{
+    BackendConfig, ConfigOk, Fetch, GetConfig, Holder, HolderInfo, Locate, Pending, PendingOk, PieceRuns, Publish,
+    PublishOk, Published, Release, Reserve, Reserved, Standing, Track, Tracked, Where, WhereOk,
+};
 pub use connection::{Cancel, Credit, Done, GoAway, Hello, HelloAck, Ping, Role, Route, Token};
 pub use object::{
     Copy, CreateBucket, Delete, List, ListEntry, ListOk, ListPage, Stat, Target, VersionInfo, VersionState,
@@ -28,7 +35,7 @@ trait Bounded {
     fn check(&self) -> Result<(), FieldError>;
 }
 
-/// First and last of the frame types kept for the messages of a cluster: homes, parents, announcements, replication,
+/// First and last of the frame types for the messages of a cluster: homes, parents, announcements, replication,
 /// configuration from a manager.
 pub const CLUSTER_TYPES: std::ops::RangeInclusive<u8> = 0x40..=0x7F;
 /// First and last of the frame types that will never be given a meaning.
@@ -172,15 +179,61 @@ messages! {
     PutDone(PutDone) = 0x36, "PUT_DONE";
     /// Throws an upload away. Answered with DONE.
     PutAbort(PutAbort) = 0x37, "PUT_ABORT";
+    /// Asks the home of a task for its current version.
+    Locate(Locate) = 0x40, "LOCATE";
+    /// Answers LOCATE.
+    Located(VersionInfo) = 0x41, "LOCATED";
+    /// A version that LOCATE named is of no more interest. Answered with DONE.
+    Release(Release) = 0x42, "RELEASE";
+    /// Tells what the sender has of a version, and asks from whom to get the rest.
+    Track(Track) = 0x43, "TRACK";
+    /// Answers TRACK.
+    Tracked(Tracked) = 0x44, "TRACKED";
+    /// Asks for one piece. Answered with a PIECE frame and READ_END.
+    Fetch(Fetch) = 0x45, "FETCH";
+    /// Asks the home for the generation of a new version.
+    Reserve(Reserve) = 0x46, "RESERVE";
+    /// Answers RESERVE.
+    Reserved(Reserved) = 0x47, "RESERVED";
+    /// Tells a seed about a version.
+    Publish(Publish) = 0x48, "PUBLISH";
+    /// Answers PUBLISH.
+    PublishOk(PublishOk) = 0x49, "PUBLISH_OK";
+    /// Asks a seed for objects that the backend does not have yet, or still has.
+    Pending(Pending) = 0x4A, "PENDING";
+    /// Answers PENDING.
+    PendingOk(PendingOk) = 0x4B, "PENDING_OK";
+    /// Asks a manager for the backend's configuration.
+    GetConfig(GetConfig) = 0x50, "GET_CONFIG";
+    /// Answers GET_CONFIG.
+    ConfigOk(ConfigOk) = 0x51, "CONFIG_OK";
+    /// Asks where an object is.
+    Where(Where) = 0x60, "WHERE";
+    /// Answers WHERE.
+    WhereOk(WhereOk) = 0x61, "WHERE_OK";
+    /// Asks for the nodes of the cluster.
+    Nodes(Nodes) = 0x62, "NODES";
+    /// Answers NODES.
+    NodesOk(NodesOk) = 0x63, "NODES_OK";
+    /// Fetches an object into the cache.
+    Prefetch(Prefetch) = 0x64, "PREFETCH";
+    /// Drops an object from the cache.
+    Evict(Evict) = 0x65, "EVICT";
+    /// Answers PREFETCH and EVICT.
+    Worked(Worked) = 0x66, "WORKED";
 }
 
-// PING and PONG share a body, as do STAT_OK, OPEN_OK and COPY_OK: those are named where they are made.
+// PING and PONG share a body, as do STAT_OK, OPEN_OK, COPY_OK and LOCATED: those are named where they are made.
 bodies_of_one_message! {
     Hello => Hello, HelloAck => HelloAck, ErrorReply => Error, Done => Done, Credit => Credit, GoAway => GoAway,
     Cancel => Cancel, Stat => Stat, List => List, ListOk => ListOk, Delete => Delete, Copy => Copy,
     CreateBucket => CreateBucket, Open => Open, Read => Read, ReadEnd => ReadEnd, PutBegin => PutBegin,
     PutReady => PutReady, PutJoin => PutJoin, PutLeave => PutLeave, PieceAck => PieceAck, PutCommit => PutCommit,
-    PutDone => PutDone, PutAbort => PutAbort,
+    PutDone => PutDone, PutAbort => PutAbort, Locate => Locate, Release => Release, Track => Track,
+    Tracked => Tracked, Fetch => Fetch, Reserve => Reserve, Reserved => Reserved, Publish => Publish,
+    PublishOk => PublishOk, Pending => Pending, PendingOk => PendingOk, GetConfig => GetConfig, ConfigOk => ConfigOk,
+    Where => Where, WhereOk => WhereOk, Nodes => Nodes, NodesOk => NodesOk, Prefetch => Prefetch, Evict => Evict,
+    Worked => Worked,
 }
 
 impl FrameType {

@@ -167,7 +167,7 @@ pub struct ListEntry {
 }
 
 impl ListEntry {
-    fn check(&self) -> Result<(), FieldError> {
+    pub(super) fn check(&self) -> Result<(), FieldError> {
         filled("key", &self.key, KEY_BYTES_MAX)?;
         number_at_most("length", self.length, OBJECT_BYTES_MAX)?;
         at_most("etag", &self.etag, ETAG_BYTES_MAX)?;

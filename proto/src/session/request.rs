@@ -6,7 +6,7 @@
 use super::Violation;
 use crate::frame::PieceHead;
 use crate::ids::TaskId;
-use crate::message::{FrameType, Message, PutReady, Read};
+use crate::message::{Fetch, FrameType, Message, PutReady, Read};
 
 /// Whether a request goes on after an answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,6 +54,17 @@ impl Request {
             Message::Copy(_) => plain(FrameType::CopyOk),
             Message::Open(_) => plain(FrameType::OpenOk),
             Message::Read(read) => Some(Request::read(read)),
+            Message::Fetch(fetch) => Some(Request::fetch(fetch)),
+            Message::Locate(_) => plain(FrameType::Located),
+            Message::Release(_) => plain(FrameType::Done),
+            Message::Track(_) => plain(FrameType::Tracked),
+            Message::Reserve(_) => plain(FrameType::Reserved),
+            Message::Publish(_) => plain(FrameType::PublishOk),
+            Message::Pending(_) => plain(FrameType::PendingOk),
+            Message::GetConfig(_) => plain(FrameType::ConfigOk),
+            Message::Where(_) => plain(FrameType::WhereOk),
+            Message::Nodes(_) => plain(FrameType::NodesOk),
+            Message::Prefetch(_) | Message::Evict(_) => plain(FrameType::Worked),
             Message::PutBegin(_) => upload(false),
             Message::PutJoin(_) => upload(true),
             _ => None,
@@ -69,6 +80,11 @@ impl Request {
             piece_count: read.piece_count,
             pieces_sent: 0,
         }
+    }
+
+    fn fetch(fetch: &Fetch) -> Kind {
+        let (task, generation, first_piece) = (fetch.task, fetch.generation, fetch.number);
+        Kind::Read { task, generation, first_piece, piece_count: 1, pieces_sent: 0 }
     }
 
     /// A further message of the asking side.
