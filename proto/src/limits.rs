@@ -62,11 +62,13 @@ pub const SOURCES_MAX: usize = 16;
 /// Shards of a peer.
 pub const SHARDS_MAX: u16 = 1024;
 /// Runs in one list of pieces. What a node has beyond them is not told.
-pub const RUNS_MAX: usize = 1024;
+pub const RUNS_MAX: usize = 512;
 /// Runs of pieces that are told of each node when people ask where an object is.
 pub const RUNS_SHOWN_MAX: usize = 16;
 /// Peers in one answer about a task: those to fetch from, those that hold it.
-pub const PARENTS_MAX: usize = 4;
+pub const PARENTS_MAX: usize = 8;
+/// Pieces that a home suggests to fetch from itself, in one answer.
+pub const SUGGESTED_MAX: usize = 32;
 /// Pieces of a download that are planned at once.
 pub const COUNTS_MAX: usize = 256;
 /// Addresses of nodes in one answer of a manager.
@@ -94,7 +96,10 @@ const _: () =
 /// Upper bound of one list of pieces: two numbers a run.
 const RUNS_BYTES: usize = 10 * RUNS_MAX;
 const _: () =
-    assert!(PARENTS_MAX * (RUNS_BYTES + NAME_BYTES_MAX) + COUNTS_MAX + OVERHEAD_BYTES <= CONTROL_BYTES_MAX as usize);
+    assert!(
+        PARENTS_MAX * (RUNS_BYTES + NAME_BYTES_MAX + 8) + COUNTS_MAX + 5 * SUGGESTED_MAX + OVERHEAD_BYTES
+            <= CONTROL_BYTES_MAX as usize
+    );
 const _: () = assert!(NODES_MAX * (2 * (NAME_BYTES_MAX + ADDRESS_BYTES_MAX) + 80) <= CONTROL_BYTES_MAX as usize);
 const _: () = assert!(
     NODES_MAX * (NAME_BYTES_MAX + 10 * RUNS_SHOWN_MAX) + META_BYTES + PARENTS_MAX * NAME_BYTES_MAX + OVERHEAD_BYTES

@@ -21,14 +21,24 @@ const BANNED_FILE_NAMES: [&str; 6] = ["util", "helper", "common", "manager", "ha
 /// Which modules of the peer each of its modules may name. A new module gets a line here. Resources know nothing of each
 /// other, with two exceptions towards the store: a catalog record holds its extents (plain data), and the background
 /// reads its pieces, under its leases.
-const LAYERS: [(&str, &[&str]); 13] = [
+const LAYERS: [(&str, &[&str]); 17] = [
     ("http", &["engine", "rt", "limits", "config", "metrics"]),
-    ("native", &["engine", "rt", "limits", "config", "metrics"]),
-    ("engine", &["store", "catalog", "background", "sidecar", "rt", "limits", "config", "metrics"]),
+    ("native", &["engine", "membership", "rt", "limits", "config", "metrics"]),
+    (
+        "engine",
+        &[
+            "links", "swarm", "placement", "membership", "store", "catalog", "background", "sidecar", "rt", "limits",
+            "config", "metrics",
+        ],
+    ),
+    ("links", &["membership", "rt", "limits", "config", "metrics"]),
+    ("swarm", &["limits"]),
+    ("placement", &["membership"]),
+    ("membership", &[]),
     ("store", &["rt", "limits", "config", "metrics"]),
     ("catalog", &["store", "rt", "limits", "config", "metrics"]),
     ("background", &["store", "rt", "limits", "config", "metrics"]),
-    ("sidecar", &["rt", "limits", "config", "metrics"]),
+    ("sidecar", &["membership", "rt", "limits", "config", "metrics"]),
     ("probe", &["rt", "limits", "config"]),
     ("logging", &["config"]),
     ("rt", &["limits", "config", "metrics"]),

@@ -12,8 +12,9 @@ use super::{Bounded, Target, VersionInfo, VersionState};
 use crate::error::FieldError;
 use crate::ids::TaskId;
 use crate::limits::{
-    ADDRESS_BYTES_MAX, ATTRIBUTE_BYTES_MAX, BOOTSTRAP_MAX, BUCKET_BYTES_MAX, COUNTS_MAX, KEY_BYTES_MAX,
-    LIST_ENTRIES_MAX, NAME_BYTES_MAX, NODES_MAX, PARENTS_MAX, RUNS_MAX, RUNS_SHOWN_MAX, TOKEN_BYTES_MAX,
+    ADDRESS_BYTES_MAX, ATTRIBUTE_BYTES_MAX, BOOTSTRAP_MAX, BUCKET_BYTES_MAX, COUNTS_MAX, ETAG_BYTES_MAX,
+    KEY_BYTES_MAX, LIST_ENTRIES_MAX, NAME_BYTES_MAX, NODES_MAX, OBJECT_BYTES_MAX, PARENTS_MAX, RUNS_MAX,
+    RUNS_SHOWN_MAX, SUGGESTED_MAX, TOKEN_BYTES_MAX,
 };
 use crate::object::{ObjectMeta, PieceRun};
 use crate::wire::{self, at_most, filled, number_at_most};
@@ -51,38 +52,73 @@ impl PieceRuns {
     }
 }
 
-/// Asks the home which version is current. Answered with LOCATED.
+/// A version that the sender holds pieces of.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KnownVersion {
+    /// Its number.
+    pub generation: u64,
+    /// Its entity tag.
+    pub etag: String,
+    /// Its length in bytes.
+    pub length: u64,
+}
+
+/// Asks the home which version is current. Answered with LOCATED. The home keeps that version readable for a while,
+/// though it may be replaced; each TRACK about it prolongs this.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Locate {
     /// Which object.
     pub target: Target,
     /// Ask the backend whether a clean version is still the newest, whatever the freshness policy says.
     pub no_cache: bool,
-    /// Keep the version readable on this connection until RELEASE, though it may be replaced.
-    pub pin: bool,
+    /// What the sender holds. A home that finds the same content in the backend gives it the same number.
+    pub known: Option<KnownVersion>,
 }
 
 impl Bounded for Locate {
+    fn check(&self) -> Result<(), FieldError> {
+        self.target.check()?;
+        let Some(known) = &self.known else { return Ok(()) };
+        at_most("etag", &known.etag, ETAG_BYTES_MAX)?;
+        number_at_most("length", known.length, OBJECT_BYTES_MAX)
+    }
+}
+
+/// Asks a seed what it knows about a task by itself. It asks nobody else. Answered with RECALLED.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Recall {
+    /// Which object.
+    pub target: Target,
+}
+
+impl Bounded for Recall {
     fn check(&self) -> Result<(), FieldError> {
         self.target.check()
     }
 }
 
-/// The version is of no more interest to the sender. Answered with DONE.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Release {
-    /// The task.
-    pub task: TaskId,
-    /// The version.
-    pub generation: u64,
-    /// Who sends this.
-    pub node: String,
+/// Answers RECALL.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Recalled {
+    /// The newest version, or deletion, that it knows of.
+    pub version: Option<VersionRecord>,
+    /// Whether it holds all of it, durably.
+    pub whole: bool,
+    /// Who else holds all of it, durably, as far as it knows.
+    #[serde(deserialize_with = "wire::bounded::<_, _, PARENTS_MAX>")]
+    pub holders: Vec<String>,
 }
 
-impl Bounded for Release {
+impl Bounded for Recalled {
     fn check(&self) -> Result<(), FieldError> {
-        filled("node", &self.node, NAME_BYTES_MAX)
+        check_holders(&self.holders)?;
+        self.version.as_ref().map_or(Ok(()), VersionRecord::check)
     }
+}
+
+fn check_holders(holders: &[String]) -> Result<(), FieldError> {
+    number_at_most("holders", holders.len() as u64, PARENTS_MAX as u64)?;
+    holders.iter().try_for_each(|node| filled("holders", node, NAME_BYTES_MAX))
 }
 
 /// Tells the home what the sender has of a version, and asks from whom to get the rest. Answered with TRACKED.
@@ -120,6 +156,8 @@ pub struct Holder {
     pub node: String,
     /// What it has.
     pub have: PieceRuns,
+    /// Pieces it sends to others now, as far as the home knows.
+    pub uploads: u32,
 }
 
 impl Holder {
@@ -138,12 +176,17 @@ pub struct Tracked {
     /// For each piece of the window, how many peers have it or are fetching it.
     #[serde(deserialize_with = "wire::bounded::<_, _, COUNTS_MAX>")]
     pub counts: Vec<u8>,
+    /// Pieces of the window that the sender should fetch from the home itself: those that fewest have. They count as
+    /// being fetched by the sender from now on.
+    #[serde(deserialize_with = "wire::bounded::<_, _, SUGGESTED_MAX>")]
+    pub suggested: Vec<u32>,
 }
 
 impl Bounded for Tracked {
     fn check(&self) -> Result<(), FieldError> {
         number_at_most("parents", self.parents.len() as u64, PARENTS_MAX as u64)?;
         number_at_most("counts", self.counts.len() as u64, COUNTS_MAX as u64)?;
+        number_at_most("suggested", self.suggested.len() as u64, SUGGESTED_MAX as u64)?;
         self.parents.iter().try_for_each(Holder::check)
     }
 }
@@ -208,24 +251,51 @@ pub enum Published {
     Deleted,
 }
 
+/// One version, or deletion, as peers tell each other of it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VersionRecord {
+    /// Its number, as RESERVED said, or the sender's own when no seed could be asked.
+    pub generation: u64,
+    /// What it is.
+    pub kind: Published,
+    /// Its attributes.
+    pub meta: ObjectMeta,
+    /// CRC32 of the whole where known.
+    pub crc32: Option<u32>,
+    /// Size of its pieces.
+    pub piece_bytes: u32,
+    /// Seeds that should keep a copy.
+    pub replicas: u16,
+}
+
+impl VersionRecord {
+    fn check(&self) -> Result<(), FieldError> {
+        check_meta(&self.meta)?;
+        check_piece_bytes(self.piece_bytes)
+    }
+}
+
+/// What the receiver of PUBLISH is asked to do besides knowing it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum Duty {
+    /// It is the home: it orders versions, has replicas made, and tells the backend.
+    Decide,
+    /// It is the next in order: it remembers, durably, in case the home is lost.
+    Witness,
+    /// It keeps a copy, durably; the home asks this.
+    Replicate,
+}
+
 /// Tells a seed about a version that the sender holds durably. Telling it again changes nothing and gives the state
 /// it has reached. Answered with PUBLISH_OK.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Publish {
     /// Which object.
     pub target: Target,
-    /// The version, as RESERVED said, or the sender's own when no seed could be asked.
-    pub generation: u64,
-    /// What it is.
-    pub kind: Published,
-    /// Its attributes.
-    pub meta: ObjectMeta,
-    /// CRC32 of the whole.
-    pub crc32: u32,
-    /// Size of its pieces.
-    pub piece_bytes: u32,
-    /// Seeds that should keep a copy.
-    pub replicas: u16,
+    /// The version. Of a deletion with generation 0 the home chooses the number.
+    pub version: VersionRecord,
+    /// What is asked.
+    pub duty: Duty,
     /// Who sends this.
     pub node: String,
     /// Whether the sender holds all of it, durably.
@@ -233,8 +303,6 @@ pub struct Publish {
     /// Who else holds all of it, durably, as far as the sender knows.
     #[serde(deserialize_with = "wire::bounded::<_, _, PARENTS_MAX>")]
     pub holders: Vec<String>,
-    /// The sender is the home and wants a copy kept.
-    pub replicate: bool,
     /// Answer when so many nodes hold all of it, durably, or after a while with what there is. 0: at once.
     pub wait_replicas: u16,
 }
@@ -242,11 +310,9 @@ pub struct Publish {
 impl Bounded for Publish {
     fn check(&self) -> Result<(), FieldError> {
         self.target.check()?;
-        check_meta(&self.meta)?;
-        check_piece_bytes(self.piece_bytes)?;
+        self.version.check()?;
         filled("node", &self.node, NAME_BYTES_MAX)?;
-        number_at_most("holders", self.holders.len() as u64, PARENTS_MAX as u64)?;
-        self.holders.iter().try_for_each(|node| filled("holders", node, NAME_BYTES_MAX))
+        check_holders(&self.holders)
     }
 }
 

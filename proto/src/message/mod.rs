@@ -20,8 +20,9 @@ mod read;
 
 pub use admin::{Evict, NodeFailure, NodeInfo, NodeRole, Nodes, NodesOk, Prefetch, Scope, Worked};
 pub use cluster::{
-    BackendConfig, ConfigOk, Fetch, GetConfig, Holder, HolderInfo, Locate, Pending, PendingOk, PieceRuns, Publish,
-    PublishOk, Published, Release, Reserve, Reserved, Standing, Track, Tracked, Where, WhereOk,
+    BackendConfig, ConfigOk, Duty, Fetch, GetConfig, Holder, HolderInfo, KnownVersion, Locate, Pending, PendingOk,
+    PieceRuns, Publish, PublishOk, Published, Recall, Recalled, Reserve, Reserved, Standing, Track, Tracked,
+    VersionRecord, Where, WhereOk,
 };
 pub use connection::{Cancel, Credit, Done, GoAway, Hello, HelloAck, Ping, Role, Route, Token};
 pub use object::{
@@ -183,8 +184,8 @@ messages! {
     Locate(Locate) = 0x40, "LOCATE";
     /// Answers LOCATE.
     Located(VersionInfo) = 0x41, "LOCATED";
-    /// A version that LOCATE named is of no more interest. Answered with DONE.
-    Release(Release) = 0x42, "RELEASE";
+    /// Asks a seed what it knows about a task by itself.
+    Recall(Recall) = 0x42, "RECALL";
     /// Tells what the sender has of a version, and asks from whom to get the rest.
     Track(Track) = 0x43, "TRACK";
     /// Answers TRACK.
@@ -203,6 +204,8 @@ messages! {
     Pending(Pending) = 0x4A, "PENDING";
     /// Answers PENDING.
     PendingOk(PendingOk) = 0x4B, "PENDING_OK";
+    /// Answers RECALL.
+    Recalled(Recalled) = 0x4C, "RECALLED";
     /// Asks a manager for the backend's configuration.
     GetConfig(GetConfig) = 0x50, "GET_CONFIG";
     /// Answers GET_CONFIG.
@@ -229,7 +232,7 @@ bodies_of_one_message! {
     Cancel => Cancel, Stat => Stat, List => List, ListOk => ListOk, Delete => Delete, Copy => Copy,
     CreateBucket => CreateBucket, Open => Open, Read => Read, ReadEnd => ReadEnd, PutBegin => PutBegin,
     PutReady => PutReady, PutJoin => PutJoin, PutLeave => PutLeave, PieceAck => PieceAck, PutCommit => PutCommit,
-    PutDone => PutDone, PutAbort => PutAbort, Locate => Locate, Release => Release, Track => Track,
+    PutDone => PutDone, PutAbort => PutAbort, Locate => Locate, Recall => Recall, Recalled => Recalled, Track => Track,
     Tracked => Tracked, Fetch => Fetch, Reserve => Reserve, Reserved => Reserved, Publish => Publish,
     PublishOk => PublishOk, Pending => Pending, PendingOk => PendingOk, GetConfig => GetConfig, ConfigOk => ConfigOk,
     Where => Where, WhereOk => WhereOk, Nodes => Nodes, NodesOk => NodesOk, Prefetch => Prefetch, Evict => Evict,

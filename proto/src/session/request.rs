@@ -56,7 +56,7 @@ impl Request {
             Message::Read(read) => Some(Request::read(read)),
             Message::Fetch(fetch) => Some(Request::fetch(fetch)),
             Message::Locate(_) => plain(FrameType::Located),
-            Message::Release(_) => plain(FrameType::Done),
+            Message::Recall(_) => plain(FrameType::Recalled),
             Message::Track(_) => plain(FrameType::Tracked),
             Message::Reserve(_) => plain(FrameType::Reserved),
             Message::Publish(_) => plain(FrameType::PublishOk),
