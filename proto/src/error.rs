@@ -91,6 +91,10 @@ error_codes! {
     ShuttingDown = 1005,
     /// The other side was silent for too long.
     Timeout = 1006,
+    /// Another peer of the cluster that is needed cannot be reached, or cannot do its part now.
+    PeerUnavailable = 1007,
+    /// The write is durable and known, but fewer peers hold it than were asked for. More copies are being made.
+    FewCopies = 1008,
 }
 
 impl ErrorCode {

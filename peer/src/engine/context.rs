@@ -2,7 +2,8 @@
 
 use std::cell::Cell;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::time::Duration;
 
 use crate::background::BackgroundHandle;
 use crate::catalog::CatalogHandle;
@@ -37,6 +38,10 @@ pub struct Context {
     pub dirty: DirtyBudget,
     /// The mailbox of each shard.
     pub shards: Vec<Sender<ShardMessage>>,
+    /// A seed may be gone this long before the copies that it held are made anew.
+    pub repair_after: Duration,
+    /// Pieces that are being sent to other peers now.
+    pub uploads: Arc<AtomicU32>,
     /// Numbers for uploads, unique in this process.
     pub upload_ids: Arc<AtomicU64>,
 }

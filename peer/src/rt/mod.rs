@@ -8,6 +8,7 @@ pub mod file;
 pub mod hyper_io;
 pub mod mailbox;
 pub mod net;
+pub mod permits;
 pub mod probe;
 pub mod shard;
 pub mod stream;

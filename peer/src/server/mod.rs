@@ -114,6 +114,8 @@ pub fn run(config: Config, metrics: Metrics) -> Result<(), StartError> {
         backend_info: config.http.backend.clone(),
         dirty: DirtyBudget::new(config.store.dirty_limit_bytes),
         shards: senders.clone(),
+        repair_after: Duration::from_secs(300),
+        uploads: Arc::default(),
         upload_ids: Arc::new(AtomicU64::new(1)),
     };
     let mut shards = Shards { senders, threads: Vec::new(), drained: None };

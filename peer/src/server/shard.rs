@@ -71,7 +71,7 @@ pub async fn run_shard(setup: ShardSetup) {
         Err(error) => return tracing::error!(shard, %error, "cannot listen"),
     };
     let metrics = context.metrics.clone();
-    let engine = Engine::start(shard, context.clone(), &seed, watermarks, tasks);
+    let engine = Engine::start(shard, context.clone(), &seed, watermarks, tasks, None);
     if !cleanup.is_empty() {
         let catalog = context.catalog.clone();
         spawn_local(async move { drop(catalog.commit(cleanup, Durability::Lazy).await) });
@@ -119,6 +119,7 @@ async fn answer_mailbox(
                 Ok(connection) => faces.clone().serve(connection),
                 Err(error) => tracing::warn!(shard, %error, "a connection was lost between shards"),
             },
+            ShardMessage::Members(members) => faces.engine.set_members(members),
             ShardMessage::Drain => {
                 // Dropping the sender completes the future that everyone watches.
                 stop_sender.take();
