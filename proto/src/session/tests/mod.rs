@@ -389,20 +389,6 @@ fn ping_gives_pong_and_error_about_the_connection_closes_it() {
 }
 
 #[test]
-fn nothing_but_hello_opens_a_connection() {
-    let mut wire = BytesMut::new();
-    wire.extend_from_slice(&preface::encode(Versions::OURS));
-    Message::Ping(crate::message::Ping { nonce: 1 }).encode(RequestId::CONNECTION, &mut wire).unwrap();
-    assert_eq!(feed(&mut Session::accepting(), &wire), Err(Violation::NotNow(FrameType::Ping).into()));
-    let error = feed(&mut Session::accepting(), b"GET / HTTP/1.1\r\n").unwrap_err();
-    assert_eq!(error, crate::error::DecodeError::BadPreface.into());
-    let mut client = Session::connecting(hello(0), &mut wire).unwrap();
-    assert_eq!(client.request(read(0, 1), &mut wire), Err(SendError::NotOpen));
-    let error = feed(&mut client, b"HTTP/1.1 400 Bad Request\r\n\r\n").unwrap_err();
-    assert_eq!(error, crate::error::DecodeError::SpeaksHttp.into());
-}
-
-#[test]
 fn a_session_is_moved_to_another_thread_whole() {
     fn sendable<T: Send>(_: &T) {}
     sendable(&Session::accepting());

@@ -1,4 +1,5 @@
-//! What version 2 added: which connections carry it, and the requests of a cluster from question to answer.
+//! Hello and the versions: who meets whom, which connections carry what version 2 added, and the requests of a cluster
+//! from question to answer.
 
 use super::*;
 use crate::message::{
@@ -52,6 +53,20 @@ fn version() -> VersionInfo {
         crc32: None,
         pieces_local: 0,
     }
+}
+
+#[test]
+fn nothing_but_hello_opens_a_connection() {
+    let mut wire = BytesMut::new();
+    wire.extend_from_slice(&preface::encode(Versions::OURS));
+    Message::Ping(crate::message::Ping { nonce: 1 }).encode(RequestId::CONNECTION, &mut wire).unwrap();
+    assert_eq!(feed(&mut Session::accepting(), &wire), Err(Violation::NotNow(FrameType::Ping).into()));
+    let error = feed(&mut Session::accepting(), b"GET / HTTP/1.1\r\n").unwrap_err();
+    assert_eq!(error, crate::error::DecodeError::BadPreface.into());
+    let mut client = Session::connecting(hello(0), &mut wire).unwrap();
+    assert_eq!(client.request(read(0, 1), &mut wire), Err(SendError::NotOpen));
+    let error = feed(&mut client, b"HTTP/1.1 400 Bad Request\r\n\r\n").unwrap_err();
+    assert_eq!(error, crate::error::DecodeError::SpeaksHttp.into());
 }
 
 #[test]
