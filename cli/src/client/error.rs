@@ -101,6 +101,15 @@ impl ClientError {
         }
     }
 
+    /// Whether any other request would fail in the same way: the peer is not there, or does not do this.
+    pub fn is_about_the_peer(&self) -> bool {
+        match self {
+            ClientError::Connect { .. } | ClientError::NotNative { .. } | ClientError::TooOld { .. } => true,
+            ClientError::Refused(reply) => reply.code == ErrorCode::Unsupported,
+            _ => false,
+        }
+    }
+
     /// How long the peer wants us to wait before another attempt.
     pub fn retry_after_ms(&self) -> Option<u32> {
         match self {

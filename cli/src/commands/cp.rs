@@ -81,7 +81,7 @@ fn check_copies(args: &CpArgs, moved: &Moved) -> Result<()> {
         return Ok(());
     }
     let have = done.replicas;
-    let error = anyhow!("it is written, but has {have} durable copies, and --ack peers:{wanted} asks for more");
+    let error = anyhow!("it is written, but of the {wanted} durable copies that --ack asks for there are {have}");
     Err(with_hint(error, "the cluster goes on making copies; see 'dfstore stat --where' for how far it is"))
 }
 

@@ -1,7 +1,8 @@
 //! `dfstore prefetch` and `dfstore evict`: one object, or all below a prefix, on every node of the cluster.
 //!
 //! A prefix is listed page by page, and a few objects at a time are worked on; a line for each is printed as it ends.
-//! All are tried: a node that fails is named, and makes the command fail in the end.
+//! All are tried: a node that fails is named, and makes the command fail in the end. A peer that is gone, or cannot do
+//! this at all, ends it at once.
 
 use anyhow::{Context, Result, anyhow, ensure};
 use dfstore_proto::ids::ObjectName;
@@ -12,6 +13,7 @@ use serde_json::json;
 
 use crate::args::WorkArgs;
 use crate::client::Peer;
+use crate::client::error::ClientError;
 use crate::commands::{note, parse_url, print_line};
 use crate::error::{show, usage, with_hint};
 use crate::progress::Progress;
@@ -86,7 +88,11 @@ async fn below(peer: &Peer, work: Work, args: &WorkArgs, url: &DfsUrl) -> Result
         let objects = page.entries.into_iter().map(|entry| ObjectName::new(url.bucket.clone(), entry.key));
         let mut outcomes = stream::iter(objects.map(|object| one(peer, work, object))).buffer_unordered(AT_ONCE_MAX);
         while let Some(outcome) = outcomes.next().await {
-            let failures = outcome.print(work, args.json)?;
+            let is_over = outcome.is_over();
+            let mut failures = outcome.print(work, args.json)?;
+            if is_over && let Some(error) = failures.pop() {
+                return Err(error);
+            }
             failures.iter().for_each(show);
             tried += 1;
             failed += u64::from(!failures.is_empty());
@@ -129,6 +135,12 @@ async fn one(peer: &Peer, work: Work, object: ObjectName) -> Outcome {
 }
 
 impl Outcome {
+    /// Whether the other objects need not be tried.
+    fn is_over(&self) -> bool {
+        let cause = self.result.as_ref().err().and_then(|error| error.downcast_ref::<ClientError>());
+        cause.is_some_and(ClientError::is_about_the_peer)
+    }
+
     /// Prints the line of this object. Returns what failed, for standard error.
     fn print(self, work: Work, json: bool) -> Result<Vec<anyhow::Error>> {
         if json {
