@@ -1,6 +1,6 @@
 //! What the fake says as a peer of a cluster: its nodes, where an object is, and work on all of them.
 
-use std::sync::MutexGuard;
+use std::sync::{MutexGuard, PoisonError};
 use std::time::Duration;
 
 use dfstore_proto::error::ErrorReply;
@@ -9,6 +9,8 @@ use dfstore_proto::message::{NodeFailure, NodeRole, NodesOk, Scope, Target, Wher
 
 use super::state::State;
 
+/// How long requests that must not be there are waited for.
+const ALONE_PATIENCE: Duration = Duration::from_millis(300);
 /// A client that never sends as many requests at once as the test waits for fails it after this time.
 const TOGETHER_PATIENCE: Duration = Duration::from_secs(20);
 
@@ -44,15 +46,19 @@ impl State {
     }
 }
 
-/// Waits until as many PREFETCH requests have been there at once as the test wants.
+/// Waits until as many PREFETCH requests have been there at once as the test wants, and then a little for more.
 pub fn wait_for_others(mut state: MutexGuard<'_, State>) -> MutexGuard<'_, State> {
     state.together += 1;
     state.together_most = state.together_most.max(state.together);
     let arrived = state.arrived.clone();
     arrived.notify_all();
-    let is_alone = |state: &mut State| state.together_most < state.faults.together;
-    let waited = arrived.wait_timeout_while(state, TOGETHER_PATIENCE, is_alone);
-    let (state, timeout) = waited.unwrap_or_else(std::sync::PoisonError::into_inner);
-    assert!(!timeout.timed_out(), "no {} requests at once", state.faults.together);
-    state
+    let wanted = state.faults.together;
+    if state.together_most > wanted || wanted == 0 || state.worked_on.len() > wanted {
+        return state;
+    }
+    let waited = arrived.wait_timeout_while(state, TOGETHER_PATIENCE, |state| state.together_most < wanted);
+    let (state, timeout) = waited.unwrap_or_else(PoisonError::into_inner);
+    assert!(!timeout.timed_out(), "no {wanted} requests at once");
+    let waited = arrived.wait_timeout_while(state, ALONE_PATIENCE, |state| state.together_most == wanted);
+    waited.unwrap_or_else(PoisonError::into_inner).0
 }
