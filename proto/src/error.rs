@@ -156,7 +156,7 @@ impl ErrorReply {
 }
 
 /// Cuts at the last character that ends within `bytes_max`.
-fn cut(mut text: String, bytes_max: usize) -> String {
+pub(crate) fn cut(mut text: String, bytes_max: usize) -> String {
     text.truncate(text.floor_char_boundary(bytes_max));
     text
 }
