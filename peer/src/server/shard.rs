@@ -66,7 +66,7 @@ struct Faces {
 /// Runs a shard until it is told to end.
 pub async fn run_shard(setup: ShardSetup) {
     let ShardSetup { shard, context, seed, tasks, cleanup, watermarks, listener, mailbox, http, drained } = setup;
-    let listener = match Listener::new(listener) {
+    let listener = match Listener::new(listener, crate::rt::net::Door::Api) {
         Ok(listener) => listener,
         Err(error) => return tracing::error!(shard, %error, "cannot listen"),
     };
