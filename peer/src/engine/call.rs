@@ -120,6 +120,8 @@ pub enum TaskCall {
     Reopen { task: TaskId, generation: u64, reply: Reply<Opened> },
     /// Find one piece of an opened version; `urgent` when the client waits for it now.
     Piece { task: TaskId, generation: u64, number: u32, urgent: bool, reply: Reply<PieceAnswer> },
+    /// Is one piece of an opened version on disk or in memory?
+    IsLocal { task: TaskId, generation: u64, number: u32, reply: Reply<bool> },
     /// A piece on disk failed its checksum.
     Corrupt { task: TaskId, generation: u64, number: u32, reply: Reply<()> },
     /// Begin an upload.

@@ -70,6 +70,13 @@ impl Owner {
         answer.await.unwrap_or(Err(ObjectError::ShuttingDown))
     }
 
+    /// Whether a piece is on disk or in memory, so that [`piece`](Self::piece) asks nobody for it.
+    pub fn piece_is_local(&self, task: &TaskId, generation: u64, number: u32) -> Result<bool, ObjectError> {
+        let version = self.opened_version(task, generation)?;
+        let pieces = version.pieces.borrow();
+        Ok(matches!(pieces.get(&number), Some(PieceState::Stored(_) | PieceState::Memory { .. })))
+    }
+
     /// Gets one piece from the backend, answers all who wait, and stores it.
     async fn fetch(self: Rc<Self>, version: Rc<Version>, number: u32, slot: Option<SlotMut>) {
         let fetched = self.fetch_verified(&version, number, slot).await;

@@ -110,6 +110,14 @@ impl Engine {
         Ok(Reader::new(self.clone(), opened))
     }
 
+    /// Whether a piece of an opened version is on this peer's disk or in its memory.
+    pub async fn piece_is_local(&self, task: TaskId, generation: u64, number: u32) -> Result<bool, ObjectError> {
+        match self.remote(&task) {
+            None => self.0.piece_is_local(&task, generation, number),
+            Some(shard) => shard.ask(|reply| TaskCall::IsLocal { task, generation, number, reply }).await,
+        }
+    }
+
     /// Begins a write.
     pub async fn put(&self, request: PutRequest) -> Result<Upload, ObjectError> {
         let task = request.target.task;

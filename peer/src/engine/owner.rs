@@ -142,6 +142,9 @@ impl Owner {
                 spawn_local(async move { drop(reply.send(owner.open(&target, no_cache).await)) })
             }
             TaskCall::Reopen { task, generation, reply } => drop(reply.send(owner.reopen(&task, generation))),
+            TaskCall::IsLocal { task, generation, number, reply } => {
+                drop(reply.send(owner.piece_is_local(&task, generation, number)))
+            }
             TaskCall::Corrupt { task, generation, number, reply } => {
                 spawn_local(async move { drop(reply.send(owner.quarantine(&task, generation, number).await)) })
             }

@@ -87,6 +87,13 @@ impl Reader {
         }
     }
 
+    /// One piece, whole, for another peer: it does not count as served to a client.
+    pub async fn whole_piece(&self, number: u32) -> Result<Chunk, ObjectError> {
+        let (slot, crc32, source) = self.piece(number, true).await?.ok_or_else(put_off)?;
+        let wanted = 0..slot.len();
+        Ok(Chunk { number, slot, crc32, source, wanted })
+    }
+
     /// Piece `number`, verified. `None` only if not `urgent`: there was no memory for it at once.
     async fn piece(&self, number: u32, urgent: bool) -> Result<Option<Found>, ObjectError> {
         let stat = self.stat();
@@ -118,6 +125,10 @@ impl Reader {
     }
 }
 
+fn put_off() -> ObjectError {
+    ObjectError::Internal("an urgent piece was put off".into())
+}
+
 /// Pieces in order.
 pub struct PieceStream {
     reader: Reader,
@@ -146,7 +157,7 @@ impl PieceStream {
         let found = match self.ahead.next().await {
             Some(Ok(Some(found))) => Ok(found),
             Some(Ok(None)) | None => match self.reader.piece(number, true).await {
-                Ok(found) => found.ok_or_else(|| ObjectError::Internal("an urgent piece was put off".into())),
+                Ok(found) => found.ok_or_else(put_off),
                 Err(error) => Err(error),
             },
             Some(Err(error)) => Err(error),

@@ -101,7 +101,9 @@ impl Other {
     }
 
     pub fn answer(&mut self, request: RequestId, message: impl Into<Message>) {
-        self.write(|session, out| drop(session.send(request, message, out).expect("may be sent")));
+        self.write(|session, out| {
+            session.send(request, message, out).expect("may be sent");
+        });
     }
 
     /// The head of a piece; its raw bytes are to follow.

@@ -24,7 +24,7 @@ use crate::limits::{DRAIN_TIMEOUT, SHARD_MAILBOX};
 use crate::metrics::Metrics;
 use crate::rt::arena::Arena;
 use crate::rt::mailbox::{Receiver, Sender, mailbox};
-use crate::rt::net::bind_shared;
+use crate::rt::net::{Door, bind_shared};
 use crate::rt::shard::ShardThread;
 use crate::server::shard::{ShardSetup, run_shard};
 use crate::sidecar::backend::{BackendHandle, BackendTuning};
@@ -218,9 +218,10 @@ impl Shards {
                 tasks,
                 cleanup: std::mem::take(&mut cleanup),
                 watermarks: watermarks(&config.store),
-                listener,
+                listeners: vec![(Door::Api, listener)],
                 mailbox,
                 http: config.http.clone(),
+                cluster: None,
                 drained: drained.clone(),
             };
             let thread = ShardThread::start(format!("shard-{shard}"), shard, move || run_shard(setup));
