@@ -5,6 +5,8 @@
 //! can fail at the start is a [`StartError`] that says what and what to do; after that nothing here fails.
 
 mod shard;
+#[cfg(test)]
+mod tests;
 
 use std::collections::BTreeSet;
 use std::net::{SocketAddr, TcpListener};
