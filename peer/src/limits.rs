@@ -164,6 +164,44 @@ pub const NATIVE_WATCH_INTERVAL: Duration = Duration::from_secs(1);
 
 const _: () = assert!(NATIVE_CREDITS as usize >= INGEST_WINDOW_PIECES);
 
+/// Connections to other peers that one shard keeps. More nodes and shards than that are not expected.
+pub const LINKS_PER_SHARD_MAX: usize = 4096;
+/// Pieces that one link fetches at once: as many credits are granted.
+pub const LINK_FETCHES_MAX: u32 = 8;
+/// Bytes of frames that wait to be sent on a link; beyond them new requests wait.
+pub const LINK_OUT_BYTES_MAX: usize = 256 << 10;
+/// Bytes of a piece received at once: they are summed right after, so they should fit the second-level cache.
+pub const LINK_RECEIVE_BYTES_MAX: usize = 512 << 10;
+/// Another peer must take a connection within this time.
+pub const LINK_CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
+/// Another peer must answer HELLO within this time.
+pub const LINK_HELLO_TIMEOUT: Duration = Duration::from_secs(2);
+/// A link of which nothing is asked is closed after this time, before the other side does it.
+pub const LINK_IDLE_TIMEOUT: Duration = Duration::from_secs(60);
+/// A node that could not be reached is not tried again for this time.
+pub const LINK_PAUSE: Duration = Duration::from_millis(500);
+/// Addresses of which such a failure is remembered.
+pub const LINK_PAUSES_MAX: usize = 4096;
+/// How often a link is looked at.
+pub const LINK_WATCH_INTERVAL: Duration = Duration::from_millis(250);
+/// A link that owes an answer and is silent for this time is asked for a sign of life.
+pub const LINK_PING_AFTER: Duration = Duration::from_secs(1);
+/// A link that owes an answer and is silent for this time is given up.
+pub const LINK_SILENCE_MAX: Duration = Duration::from_secs(3);
+/// The last frames of a link must be sent within this time.
+pub const LINK_CLOSE_TIMEOUT: Duration = Duration::from_millis(500);
+/// Links that one request is tried on, when one after the other ends before it takes the request.
+pub const LINK_ATTEMPTS_MAX: usize = 3;
+/// Addresses of refused peers that are remembered, so that each is logged once.
+pub const STRANGERS_MAX: usize = 1024;
+
+const _: () = assert!(LINK_IDLE_TIMEOUT.as_secs() < IDLE_TIMEOUT.as_secs());
+const _: () = assert!(LINK_PING_AFTER.as_millis() >= LINK_WATCH_INTERVAL.as_millis());
+const _: () = assert!(LINK_SILENCE_MAX.as_millis() >= 2 * LINK_PING_AFTER.as_millis());
+const _: () = assert!(LINK_FETCHES_MAX as usize >= FETCH_WINDOW_PIECES);
+
+/// Nodes that are asked at once when people ask about the whole cluster.
+pub const NODES_ASKED_AT_ONCE: usize = 16;
 /// Seeds that are asked about a task, in order, before this peer acts alone.
 pub const HOMES_ASKED_MAX: usize = 3;
 /// Peers that a home asks for a piece before it asks the backend.

@@ -133,6 +133,16 @@ pub enum PendingEntry {
     Deleted(String),
 }
 
+impl PendingEntry {
+    /// The object's key.
+    pub fn key(&self) -> &str {
+        match self {
+            PendingEntry::Present(entry) => &entry.key,
+            PendingEntry::Deleted(key) => key,
+        }
+    }
+}
+
 /// What a peer holds of a version.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Held {

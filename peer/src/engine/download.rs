@@ -21,7 +21,7 @@ use futures_util::future::{Either, select};
 use crate::engine::call::Wanted;
 use crate::engine::cluster::Place;
 use crate::engine::error::ObjectError;
-use crate::engine::fetch::{Arrived, arrived, source_of};
+use crate::engine::fetch::{Arrived, arrived, sized, source_of};
 use crate::engine::owner::Owner;
 use crate::engine::version::{PieceState, Version};
 use crate::limits::{
@@ -274,6 +274,7 @@ impl Owner {
         if let Source::Parent(id) = &order.from {
             let members = cluster.members();
             let node = members.find(id).ok_or(Lost::at_source(Failure::Unreachable))?;
+            let slot = sized(slot, version.piece_length(order.piece));
             let piece = cluster.links.fetch(node, fetch, slot, Some(bytes)).await.map_err(|error| Lost::from(&error))?;
             return Ok(arrived(piece.slot, piece.head.crc32, source_of(node)));
         }
@@ -288,6 +289,7 @@ impl Owner {
                     Some(slot) => slot,
                     None => self.take_fetch_slot(version.piece_length(order.piece) as usize).await.map_err(Lost::Told)?,
                 };
+                let buffer = sized(buffer, version.piece_length(order.piece));
                 let error = match cluster.links.fetch(home, fetch.clone(), buffer, Some(bytes.clone())).await {
                     Ok(piece) => return Ok(arrived(piece.slot, piece.head.crc32, source_of(home))),
                     Err(error) => error,
@@ -416,7 +418,7 @@ impl Lost {
 impl From<&LinkError> for Lost {
     fn from(error: &LinkError) -> Lost {
         Lost::AtSource(match error {
-            LinkError::WrongBytes { .. } => Failure::Wrong,
+            LinkError::WrongBytes { .. } | LinkError::WrongLength { .. } | LinkError::Protocol { .. } => Failure::Wrong,
             LinkError::Refused(reply) if reply.code == ErrorCode::Busy => Failure::Busy,
             LinkError::Refused(_) => Failure::Missing,
             _ => Failure::Unreachable,

@@ -172,6 +172,7 @@ impl Owner {
     ) -> Result<Arrived, ObjectError> {
         let Some(cluster) = &self.cluster else { return Err(ObjectError::Internal("there is no cluster".into())) };
         let fetch = Fetch { task: version.task, generation: version.generation, number, local_only: true };
+        let slot = sized(slot, version.piece_length(number));
         match cluster.links.fetch(node, fetch, slot, None).await {
             Ok(piece) => Ok(arrived(piece.slot, piece.head.crc32, source_of(node))),
             Err(error) => {
@@ -299,6 +300,12 @@ impl Owner {
 fn piece_range(length: u64, piece_bytes: u32, number: u32) -> Range<u64> {
     let start = u64::from(number) * u64::from(piece_bytes);
     start..start + u64::from(piece_length(length, piece_bytes, number))
+}
+
+/// A slot that takes a piece of this length and no other.
+pub fn sized(mut slot: SlotMut, length: u32) -> SlotMut {
+    slot.set_len(length as usize);
+    slot
 }
 
 /// A verified piece, ready to be given out and written.

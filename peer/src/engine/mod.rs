@@ -119,12 +119,6 @@ impl Engine {
         Ok(Reader::new(self.clone(), opened))
     }
 
-    /// Finds one piece for another peer, and reads it.
-    pub async fn piece_for_peer(&self, asked: &dfstore_proto::message::Fetch) -> Result<PeerPiece, ObjectError> {
-        let reader = self.reopen(asked.task, asked.generation).await?;
-        reader.piece_for_peer(asked).await
-    }
-
     /// Opens a version that was opened before (by another connection of the same client).
     pub async fn reopen(&self, task: TaskId, generation: u64) -> Result<Reader, ObjectError> {
         let opened = match self.remote(&task) {

@@ -90,8 +90,8 @@ impl Reader {
         }
     }
 
-    /// A piece for another peer.
-    pub(super) async fn piece_for_peer(&self, asked: &Fetch) -> Result<PeerPiece, ObjectError> {
+    /// A piece for another peer: it does not count as served to a client.
+    pub async fn piece_for_peer(&self, asked: &Fetch) -> Result<PeerPiece, ObjectError> {
         let found = self.piece(wanted_by_peer(asked)).await?;
         let (slot, crc32, source) = found.ok_or_else(|| ObjectError::Internal("an urgent piece was put off".into()))?;
         let offset = u64::from(asked.number) * u64::from(self.stat().piece_bytes);

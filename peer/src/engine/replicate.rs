@@ -15,7 +15,7 @@ use crate::catalog::{Durability, TaskState};
 use crate::engine::call::{Wanted, WrittenPiece};
 use crate::engine::cluster::{Cluster, Place};
 use crate::engine::error::ObjectError;
-use crate::engine::fetch::{arrived, busy, source_of};
+use crate::engine::fetch::{arrived, busy, sized, source_of};
 use crate::engine::owner::Owner;
 use crate::engine::request::{piece_count, piece_length};
 use crate::engine::version::{Task, Version};
@@ -189,7 +189,7 @@ impl Owner {
         let slot = timeout(ADMISSION_TIMEOUT, self.context.arena.take(length as usize, Holder::Ingest)).await;
         let slot = slot.map_err(|_| busy("all memory for uploads is in use"))?;
         let fetch = Fetch { task: asked.target.task(), generation: record.generation, number, local_only: true };
-        let piece = cluster.links.fetch(source, fetch, slot, None).await;
+        let piece = cluster.links.fetch(source, fetch, sized(slot, length), None).await;
         let piece = piece.map_err(|error| ObjectError::from_peer(error, name))?;
         let crc32 = piece.head.crc32;
         let (slot, _, _) = arrived(piece.slot, crc32, source_of(source));

@@ -5,6 +5,7 @@
 //! from what a client sends, so the number of series is bounded.
 
 mod backend;
+mod peers;
 mod process;
 mod requests;
 mod series;
@@ -26,6 +27,7 @@ use crate::rt::arena::{Arena, Holder};
 use crate::rt::time::unix_ms;
 
 pub use backend::{BackendOperation, BackendOutcome};
+pub use peers::{LinkGuard, PeerFailure};
 pub use requests::{Face, Operation, RequestTimer, STATUS_ABORTED};
 pub use shard::{CacheSize, ConnectionGuard, ShardMetrics, WriteBackState};
 
@@ -43,6 +45,7 @@ struct Inner {
     registry: Registry,
     requests: requests::RequestMetrics,
     backend: backend::BackendMetrics,
+    peers: peers::PeerMetrics,
     shards: Vec<ShardMetrics>,
     process: process::ProcessMetrics,
     served_bytes: Series<Counter>,
@@ -84,6 +87,7 @@ impl Metrics {
         Metrics(Arc::new(Inner {
             requests: requests::RequestMetrics::new(&mut registry, host),
             backend: backend::BackendMetrics::new(&mut registry),
+            peers: peers::PeerMetrics::new(&mut registry),
             shards: shard::register(&mut registry, shards),
             process: process::ProcessMetrics::new(&mut registry),
             served_bytes: Series::new(&mut registry, "dfstore_served_bytes", served, SOURCES),

@@ -184,7 +184,7 @@ fn page_from(page: request::ListPage) -> ListOk {
     all
 }
 
-fn list_entry(entry: request::ListEntry) -> message::ListEntry {
+pub(super) fn list_entry(entry: request::ListEntry) -> message::ListEntry {
     message::ListEntry {
         key: entry.key,
         length: entry.meta.length,

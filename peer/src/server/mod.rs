@@ -5,6 +5,8 @@
 //! can fail at the start is a [`StartError`] that says what and what to do; after that nothing here fails.
 
 mod shard;
+#[cfg(test)]
+mod tests;
 
 use std::collections::BTreeSet;
 use std::net::{SocketAddr, TcpListener};
@@ -24,7 +26,7 @@ use crate::limits::{DRAIN_TIMEOUT, SHARD_MAILBOX};
 use crate::metrics::Metrics;
 use crate::rt::arena::Arena;
 use crate::rt::mailbox::{Receiver, Sender, mailbox};
-use crate::rt::net::bind_shared;
+use crate::rt::net::{Door, bind_shared};
 use crate::rt::shard::ShardThread;
 use crate::server::shard::{ShardSetup, run_shard};
 use crate::sidecar::backend::{BackendHandle, BackendTuning};
@@ -220,9 +222,10 @@ impl Shards {
                 tasks,
                 cleanup: std::mem::take(&mut cleanup),
                 watermarks: watermarks(&config.store),
-                listener,
+                listeners: vec![(Door::Api, listener)],
                 mailbox,
                 http: config.http.clone(),
+                cluster: None,
                 drained: drained.clone(),
             };
             let thread = ShardThread::start(format!("shard-{shard}"), shard, move || run_shard(setup));

@@ -4,8 +4,10 @@
 //! bytes read, once. The shard ends when told to, after its connections have ended or their time is up.
 
 use std::cell::Cell;
+use std::io;
 use std::net::TcpListener;
 use std::rc::Rc;
+use std::sync::Arc;
 
 use event_listener::Event;
 use futures_util::FutureExt;
@@ -18,9 +20,9 @@ use crate::engine::{Context, Engine, TaskInventory};
 use crate::http::route::{Opening, opening};
 use crate::http::{self, HttpFace};
 use crate::limits::{CONNECTIONS_PER_SHARD_MAX, DRAIN_TIMEOUT, HEAD_TIMEOUT, HTTP_HEAD_BYTES_MAX};
-use crate::native;
+use crate::native::{self, ClusterFace};
 use crate::rt::mailbox::{Receiver, Sender, oneshot};
-use crate::rt::net::{Connection, Listener};
+use crate::rt::net::{Connection, Door, Listener};
 use crate::rt::shard::spawn_local;
 use crate::rt::time::timeout;
 use crate::store::StoreSeed;
@@ -40,12 +42,14 @@ pub struct ShardSetup {
     pub cleanup: Vec<Change>,
     /// When eviction starts and ends.
     pub watermarks: Watermarks,
-    /// Its listener.
-    pub listener: TcpListener,
+    /// Its listeners, and what they are for.
+    pub listeners: Vec<(Door, TcpListener)>,
     /// Its mailbox.
     pub mailbox: Receiver<ShardMessage>,
     /// The HTTP face.
     pub http: HttpOptions,
+    /// The cluster that this node is a part of.
+    pub cluster: Option<Arc<ClusterFace>>,
     /// Told when nothing is in flight any more.
     pub drained: Sender<usize>,
 }
@@ -65,9 +69,12 @@ struct Faces {
 
 /// Runs a shard until it is told to end.
 pub async fn run_shard(setup: ShardSetup) {
-    let ShardSetup { shard, context, seed, tasks, cleanup, watermarks, listener, mailbox, http, drained } = setup;
-    let listener = match Listener::new(listener) {
-        Ok(listener) => listener,
+    let ShardSetup { shard, context, seed, tasks, cleanup, watermarks, listeners, mailbox, http, cluster, drained } =
+        setup;
+    let doors: io::Result<Vec<Listener>> =
+        listeners.into_iter().map(|(door, listener)| Listener::new(listener, door)).collect();
+    let doors = match doors {
+        Ok(doors) => doors,
         Err(error) => return tracing::error!(shard, %error, "cannot listen"),
     };
     let metrics = context.metrics.clone();
@@ -86,6 +93,7 @@ pub async fn run_shard(setup: ShardSetup) {
             metrics,
             shards: context.shards.len(),
             node: Rc::from(http.listen.to_string()),
+            cluster,
         },
         stop,
         open: Cell::new(0),
@@ -95,11 +103,13 @@ pub async fn run_shard(setup: ShardSetup) {
     spawn_local(async move { work.run_housekeeping().await });
     let work = engine.clone();
     spawn_local(async move { work.run_writeback().await });
-    let accepting = faces.clone();
-    spawn_local(async move {
-        let stop = accepting.stop.clone();
-        listener.accept_until(stop, |connection| accepting.clone().admit(connection)).await;
-    });
+    for door in doors {
+        let accepting = faces.clone();
+        spawn_local(async move {
+            let stop = accepting.stop.clone();
+            door.accept_until(stop, |connection| accepting.clone().admit(connection)).await;
+        });
+    }
     answer_mailbox(shard, &mailbox, &faces, stop_sender, drained).await;
 }
 
@@ -145,7 +155,8 @@ impl Faces {
         let held = self.clone().hold();
         spawn_local(async move {
             let here = self.engine.shard();
-            let first = connection.read_until(HTTP_HEAD_BYTES_MAX, |prefix| self.place(prefix));
+            let door = connection.door();
+            let first = connection.read_until(HTTP_HEAD_BYTES_MAX, |prefix| self.place(door, prefix));
             let placed = match timeout(HEAD_TIMEOUT, first).await {
                 Ok(Ok(placed)) => placed,
                 // Silent, gone or broken before it said what it wants.
@@ -167,9 +178,9 @@ impl Faces {
     }
 
     /// The shard for a connection that begins with these bytes; `None` while that is open.
-    fn place(&self, prefix: &[u8]) -> Option<usize> {
+    fn place(&self, door: Option<Door>, prefix: &[u8]) -> Option<usize> {
         let here = self.engine.shard();
-        if dfstore_proto::preface::looks_native(prefix)? {
+        if dfstore_proto::preface::looks_native(prefix)? || !speaks_http(door) {
             return native::place(prefix).map(|place| place.shard(here, self.native.shards));
         }
         opening(prefix).map(|opening| match opening {
@@ -182,7 +193,8 @@ impl Faces {
         let held = self.clone().hold();
         spawn_local(async move {
             let stop = self.stop.clone();
-            if dfstore_proto::preface::looks_native(connection.prefix()) == Some(true) {
+            let is_native = dfstore_proto::preface::looks_native(connection.prefix()) == Some(true);
+            if is_native || !speaks_http(connection.door()) {
                 native::serve(connection, self.native.clone(), stop).await;
             } else {
                 http::serve(connection, self.http.clone(), stop).await;
@@ -203,6 +215,11 @@ impl Faces {
             self.closed.listen().await;
         }
     }
+}
+
+/// Only clients do; whoever tries it at another door gets the native face's answer to what is no preface.
+fn speaks_http(door: Option<Door>) -> bool {
+    door == Some(Door::Api)
 }
 
 struct Held(Rc<Faces>);
