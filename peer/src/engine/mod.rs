@@ -155,9 +155,9 @@ impl Engine {
         Ok(self.0.context.backend.create_bucket(bucket.to_owned()).await?)
     }
 
-    /// Name (`s3` or `oss`), region and endpoint of the backend, for clients that ask.
+    /// Name (`s3` or `oss`), region and endpoint of the backend that is used now, for clients that ask.
     pub fn backend_info(&self) -> BackendDescription {
-        self.0.context.backend_info.clone()
+        self.0.context.backend.description()
     }
 
     /// Whether this process should be given work, and one line for people about its state.

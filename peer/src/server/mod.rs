@@ -111,7 +111,6 @@ pub fn run(config: Config, metrics: Metrics) -> Result<(), StartError> {
         metrics,
         health: health.clone(),
         freshness: config.freshness.clone(),
-        backend_info: config.http.backend.clone(),
         dirty: DirtyBudget::new(config.store.dirty_limit_bytes),
         shards: senders.clone(),
         upload_ids: Arc::new(AtomicU64::new(1)),
@@ -157,6 +156,7 @@ fn open_resources(config: &Config, metrics: &Metrics, health: &Health) -> Result
     let background = Background::start(data_path.clone())?;
     let (sidecar, backend) = Sidecar::start(SidecarOptions {
         backend: config.backend.clone(),
+        cluster: None,
         tuning: BackendTuning::default(),
         admin: config.metrics,
         metrics: metrics.clone(),
