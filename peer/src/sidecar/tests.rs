@@ -2,14 +2,18 @@
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::sync::mpsc::sync_channel;
 use std::time::{Duration, Instant};
 
 use dfstore_proto::ids::ObjectName;
+use dfstore_proto::message::NodeRole;
 
 use super::backend::{BackendErrorKind, BackendHandle, BackendTuning};
+use super::gossip::{GossipSetup, GossipTuning};
 use super::health::{Health, Phase};
 use super::{Sidecar, SidecarError, SidecarOptions};
 use crate::config::{BackendOptions, Credentials, MetricsOptions, Provider, Secret};
+use crate::membership::{Node, NodeState};
 use crate::metrics::Metrics;
 
 const LOCAL: ([u8; 4], u16) = ([127, 0, 0, 1], 0);
@@ -159,4 +163,43 @@ fn another_backend_takes_new_calls_and_the_one_before_ends_its_own() {
     let again = ask_backend(&handle);
     answer_not_found(first.accept().expect("the first one is asked").0);
     assert_eq!(again.join().expect("answered"), BackendErrorKind::NotFound);
+}
+
+#[test]
+fn a_node_of_a_cluster_gossips_and_says_whose_port_is_taken() {
+    let (address, any) = (SocketAddr::from(LOCAL), SocketAddr::from(([127, 0, 0, 1], 9)));
+    let node = Node {
+        id: "a".into(),
+        started_us: 1,
+        role: NodeRole::Peer,
+        peer: any,
+        api: any,
+        shards: 1,
+        capacity_bytes: 1,
+        version: "test".into(),
+        state: NodeState::default(),
+    };
+    let started = |listen| {
+        let (deliver, delivered) = sync_channel(16);
+        let setup = GossipSetup {
+            credential: Secret::new("credential"),
+            cluster: "demo".into(),
+            listen,
+            advertise: listen.ip(),
+            seeds: Vec::new(),
+            me: node.clone(),
+            deliver: Box::new(move |members| drop(deliver.try_send(members))),
+            tuning: GossipTuning::default(),
+        };
+        let options = SidecarOptions { backend: None, cluster: Some(setup), ..options(any) };
+        Sidecar::start(options).map(|(sidecar, _)| (sidecar, delivered))
+    };
+    let (sidecar, delivered) = started(address).expect("started");
+    let members = delivered.recv_timeout(Duration::from_secs(30)).expect("the first snapshot");
+    assert_eq!(members.live, [node.clone().into()]);
+    let taken = sidecar.gossip().expect("a node of a cluster").address();
+    let error = started(taken).err().expect("in use");
+    assert!(error.to_string().contains("gossip.listen"), "{error}");
+    sidecar.stop(Duration::ZERO);
+    started(taken).expect("the port is free again");
 }

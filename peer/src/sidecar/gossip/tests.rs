@@ -44,10 +44,30 @@ struct Plan {
     /// The port for other peers, which nobody listens on: none of these nodes ever connects.
     peer_port: u16,
     seeds: Vec<String>,
+    tuning: GossipTuning,
+}
+
+fn quick() -> GossipTuning {
+    GossipTuning {
+        interval: Duration::from_millis(50),
+        heartbeat_distance: Duration::from_millis(250),
+        settle: Duration::from_millis(100),
+        figures_period: Duration::from_millis(50),
+        contact_period: Duration::from_millis(100),
+        ..GossipTuning::default()
+    }
 }
 
 fn plan(id: &'static str, peer_port: u16) -> Plan {
-    Plan { id, role: NodeRole::Peer, credential: "credential", ip: LOCAL, peer_port, seeds: Vec::new() }
+    Plan {
+        id,
+        role: NodeRole::Peer,
+        credential: "credential",
+        ip: LOCAL,
+        peer_port,
+        seeds: Vec::new(),
+        tuning: quick(),
+    }
 }
 
 impl Plan {
@@ -81,14 +101,7 @@ impl Plan {
                 teller.members.lock().expect("not poisoned").push(members);
                 teller.changed.notify_all();
             }),
-            tuning: GossipTuning {
-                interval: Duration::from_millis(50),
-                heartbeat_distance: Duration::from_millis(250),
-                settle: Duration::from_millis(100),
-                figures_period: Duration::from_millis(50),
-                contact_period: Duration::from_millis(100),
-                ..GossipTuning::default()
-            },
+            tuning: self.tuning,
         };
         let metrics = Metrics::new(1, "test");
         let (bound, handle) = bind(&setup).expect("a port");
@@ -217,6 +230,25 @@ fn a_killed_node_is_gone_and_comes_back_as_another_life() {
     assert!(after.dead.is_empty());
     let started = |members: &Members| members.find("a").map(|node| node.started_us);
     assert!(started(&after) > started(&before));
+}
+
+#[test]
+fn with_the_usual_times_a_killed_node_is_gone_after_some_seconds_and_a_living_one_is_not() {
+    let usual = |id, port| Plan { tuning: GossipTuning::default(), ..plan(id, port) };
+    let seed = usual("s", 1).start();
+    let (first, second) = (usual("a", 2).seeded(&seed).start(), usual("b", 3).seeded(&seed).start());
+    seed.sees_live(&["a", "b", "s"]);
+    second.sees_live(&["a", "b", "s"]);
+    drop(first);
+    let killed = Instant::now();
+    let members = seed.sees_live(&["b", "s"]);
+    let took = killed.elapsed();
+    println!("gone after {took:?}");
+    assert!((Duration::from_secs(2)..Duration::from_secs(12)).contains(&took), "{took:?}");
+    assert_eq!(members.dead.len(), 1);
+    let told = second.told.members.lock().expect("not poisoned");
+    let joined = told.iter().skip_while(|members| members.find("s").is_none());
+    assert!(joined.into_iter().all(|members| members.find("s").is_some()), "a living node is never missed");
 }
 
 #[test]
