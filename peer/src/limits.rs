@@ -135,6 +135,32 @@ pub const IDLE_TIMEOUT: Duration = Duration::from_secs(120);
 pub const ADMISSION_TIMEOUT: Duration = Duration::from_secs(15);
 /// SIGTERM: requests in flight may finish within this time.
 pub const DRAIN_TIMEOUT: Duration = Duration::from_secs(20);
+/// Managers that a configuration may name.
+pub const MANAGERS_MAX: usize = 16;
+/// Gossip seeds that a configuration may name.
+pub const GOSSIP_SEEDS_MAX: usize = 64;
+/// Shortest token of a cluster, in characters: below it guessing is quick.
+pub const CLUSTER_TOKEN_CHARS_MIN: usize = 8;
+/// How often managers are asked when the configuration does not say.
+pub const REFRESH_INTERVAL_DEFAULT: Duration = Duration::from_secs(600);
+/// How long a seed may be gone before its replicas are made anew, when the configuration does not say.
+pub const REPAIR_AFTER_DEFAULT: Duration = Duration::from_secs(300);
+
+/// Bytes of one gossip datagram, its signature included: the most that UDP carries.
+pub const GOSSIP_DATAGRAM_BYTES_MAX: usize = 65_507;
+/// Addresses that gossip is started from at once: those of the configuration, of their names, and from managers.
+pub const GOSSIP_CONTACTS_MAX: usize = 256;
+/// Strangers and doubtful nodes that are remembered so that each is logged once.
+pub const GOSSIP_LOGGED_MAX: usize = 1024;
+/// Nodes that are remembered though they are gone: the longest gone are forgotten first.
+pub const GOSSIP_GONE_MAX: usize = 1024;
+/// A node that is gone for this long is forgotten.
+pub const GOSSIP_GONE_KEPT: Duration = Duration::from_secs(24 * 3600);
+/// Time that the names of gossip seeds count as looked up; a node that is alone looks again with each contact.
+pub const GOSSIP_LOOKUP_PERIOD: Duration = Duration::from_secs(60);
+/// Pause after which gossip that ended by itself is started again.
+pub const GOSSIP_RESTART_PAUSE: Duration = Duration::from_secs(1);
+
 /// Entries of one listing page, and its default.
 pub const LIST_LIMIT_MAX: usize = 1000;
 
@@ -200,6 +226,12 @@ const _: () = assert!(LINK_PING_AFTER.as_millis() >= LINK_WATCH_INTERVAL.as_mill
 const _: () = assert!(LINK_SILENCE_MAX.as_millis() >= 2 * LINK_PING_AFTER.as_millis());
 const _: () = assert!(LINK_FETCHES_MAX as usize >= FETCH_WINDOW_PIECES);
 
+/// Pause before the managers are asked again when none answered: first, and at most.
+pub const MANAGER_RETRY_DELAY: Duration = Duration::from_millis(500);
+/// See [`MANAGER_RETRY_DELAY`].
+pub const MANAGER_RETRY_DELAY_MAX: Duration = Duration::from_secs(30);
+/// How often a node says how it stands.
+pub const NODE_STATE_PERIOD: Duration = Duration::from_secs(2);
 /// Nodes that are asked at once when people ask about the whole cluster.
 pub const NODES_ASKED_AT_ONCE: usize = 16;
 /// Seeds that are asked about a task, in order, before this peer acts alone.

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use crate::background::BackgroundHandle;
 use crate::catalog::CatalogHandle;
-use crate::config::options::{BackendDescription, FreshnessPolicy};
+use crate::config::options::FreshnessPolicy;
 use crate::engine::call::ShardMessage;
 use crate::metrics::Metrics;
 use crate::rt::arena::Arena;
@@ -32,8 +32,6 @@ pub struct Context {
     pub health: Health,
     /// How long a clean version counts as fresh.
     pub freshness: FreshnessPolicy,
-    /// What clients may know about the backend.
-    pub backend_info: BackendDescription,
     /// Bytes that may not be evicted.
     pub dirty: DirtyBudget,
     /// The mailbox of each shard.

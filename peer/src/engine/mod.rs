@@ -66,7 +66,7 @@ use crate::config::options::BackendDescription;
 use crate::engine::call::{Held, PendingEntry, PieceAnswer, Reply, ShardMessage, TaskCall, Wanted, WrittenPiece};
 use crate::engine::owner::Owner;
 use crate::engine::request::{CommitRequest, DeleteDone, ListPage, ListRequest, PutRequest, Stat, Target};
-use crate::membership::{Members, Node};
+use crate::membership::{Members, Node, NodeState};
 use crate::metrics::Metrics;
 use crate::rt::arena::{Arena, Slot};
 use crate::rt::mailbox::Sender;
@@ -173,9 +173,9 @@ impl Engine {
         Ok(self.0.context.backend.create_bucket(bucket.to_owned()).await?)
     }
 
-    /// Name (`s3` or `oss`), region and endpoint of the backend, for clients that ask.
+    /// Name (`s3` or `oss`), region and endpoint of the backend that is used now, for clients that ask.
     pub fn backend_info(&self) -> BackendDescription {
-        self.0.context.backend_info.clone()
+        self.0.context.backend.description()
     }
 
     /// Whether this process should be given work, and one line for people about its state.
@@ -232,6 +232,16 @@ impl Engine {
                 let target = target.clone();
                 shard.ask(|reply| TaskCall::Drop { target, reply }).await
             }
+        }
+    }
+
+    /// How this peer stands, for the others.
+    pub fn node_state(&self) -> NodeState {
+        let context = &self.0.context;
+        NodeState {
+            used_bytes: self.0.store.stats().used_bytes,
+            dirty_bytes: context.dirty.bytes(),
+            load: context.uploads.load(std::sync::atomic::Ordering::Relaxed),
         }
     }
 

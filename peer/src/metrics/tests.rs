@@ -147,6 +147,7 @@ fn one_of_each() -> Metrics {
     metrics.backend_finished(BackendOperation::Put, BackendOutcome::Ok, Duration::ZERO);
     metrics.writeback_attempted(true);
     metrics.peer_failed(PeerFailure::Silent);
+    metrics.set_cluster_nodes(2, 1);
     metrics.watch_arena(Arena::new(64 << 20).expect("64 MiB can be mapped"));
     metrics
 }

@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use dfstore_proto::error::{ErrorCode, ErrorReply};
 use dfstore_proto::limits::VERSION_OF_PEERS;
-use dfstore_proto::message::{Hello, Role, Token};
+use dfstore_proto::message::{ConfigOk, Hello, Role, Token};
 use dfstore_proto::preface::Versions;
 
 use crate::limits::STRANGERS_MAX;
@@ -22,15 +22,34 @@ pub struct ClusterFace {
     node: Arc<str>,
     credential: Token,
     uploads: Arc<AtomicU32>,
+    config: Option<ConfigSource>,
     /// Addresses of nodes that were turned away and logged.
     strangers: Mutex<HashSet<IpAddr>>,
 }
 
+/// Gives what a manager tells about the backend.
+pub type ConfigSource = Box<dyn Fn() -> Result<ConfigOk, ErrorReply> + Send + Sync>;
+
 impl ClusterFace {
-    /// The face of the node with this id. Other peers must present this credential.
-    pub fn new(node: Arc<str>, credential: Token) -> Arc<ClusterFace> {
+    /// The face of the node with this id. Other peers must present this credential. A manager has a `config`.
+    pub fn new(node: Arc<str>, credential: Token, config: Option<ConfigSource>) -> Arc<ClusterFace> {
         let (uploads, strangers) = (Arc::default(), Mutex::default());
-        Arc::new(ClusterFace { node, credential, uploads, strangers })
+        Arc::new(ClusterFace { node, credential, uploads, config, strangers })
+    }
+
+    /// What this node presents to others.
+    pub fn credential(&self) -> &Token {
+        &self.credential
+    }
+
+    /// What this node tells as a manager; `None` when it is none.
+    pub(super) fn config(&self) -> Option<Result<ConfigOk, ErrorReply>> {
+        self.config.as_ref().map(|source| source())
+    }
+
+    /// The counter of pieces that are being sent to other peers.
+    pub fn uploads_counter(&self) -> Arc<AtomicU32> {
+        self.uploads.clone()
     }
 
     /// The id of this node.
@@ -148,7 +167,7 @@ mod tests {
 
     #[test]
     fn everybody_comes_in_by_their_own_door() {
-        let cluster = ClusterFace::new("a".into(), Token::new("secret"));
+        let cluster = ClusterFace::new("a".into(), Token::new("secret"), None);
         let of = |hello: &Hello, door, cluster: Option<&ClusterFace>| {
             admit(hello, door, cluster, REMOTE).map_err(|reply| reply.code)
         };
@@ -170,7 +189,7 @@ mod tests {
 
     #[test]
     fn only_the_whole_credential_opens() {
-        let cluster = ClusterFace::new("a".into(), Token::new("secret"));
+        let cluster = ClusterFace::new("a".into(), Token::new("secret"), None);
         for token in ["", "s", "secre", "secret2", "Secret", "secrets"] {
             let refused = admit(&hello(Role::Peer, VERSION_OF_PEERS, token), Door::Peer, Some(&cluster), REMOTE);
             let refused = refused.expect_err(token);
@@ -184,7 +203,7 @@ mod tests {
 
     #[test]
     fn the_memory_of_strangers_is_bounded() {
-        let cluster = ClusterFace::new("a".into(), Token::new("secret"));
+        let cluster = ClusterFace::new("a".into(), Token::new("secret"), None);
         for number in 0..3 * u32::try_from(STRANGERS_MAX).expect("small") {
             cluster.report(IpAddr::V4(number.into()), "");
         }
@@ -193,7 +212,7 @@ mod tests {
 
     #[test]
     fn uploads_count_while_they_are_on_their_way() {
-        let cluster = ClusterFace::new("a".into(), Token::default());
+        let cluster = ClusterFace::new("a".into(), Token::default(), None);
         let (one, two) = (cluster.upload(), cluster.upload());
         assert_eq!(cluster.uploads(), 2);
         drop((one, two));

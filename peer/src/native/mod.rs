@@ -66,6 +66,13 @@ pub struct Context {
     pub cluster: Option<Arc<ClusterFace>>,
 }
 
+impl Context {
+    /// The name of this node.
+    pub fn name(&self) -> &str {
+        self.cluster.as_ref().map_or(&self.node, |cluster| cluster.node())
+    }
+}
+
 /// Which shard a connection belongs to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Place {

@@ -5,17 +5,18 @@
 
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Duration;
 
 use dfstore_proto::error::{ErrorCode, ErrorReply};
 use dfstore_proto::limits::{NODES_MAX, PARENTS_MAX, RUNS_SHOWN_MAX};
 use dfstore_proto::message::{
-    Evict, HolderInfo, Message, NodeFailure, NodeInfo, Nodes, NodesOk, Prefetch, Scope, Where, WhereOk, Worked,
+    Evict, HolderInfo, Message, NodeFailure, NodeInfo, NodeRole, Nodes, NodesOk, Prefetch, Scope, Where, WhereOk, Worked,
 };
 use futures_util::StreamExt;
 
 use crate::engine::request::Target;
 use crate::limits::NODES_ASKED_AT_ONCE;
-use crate::membership::{DeadNode, Members, Node};
+use crate::membership::{DeadNode, Node};
 use crate::native::answer::error_reply;
 use crate::native::link::Link;
 use crate::native::objects::target_from;
@@ -35,7 +36,19 @@ pub(super) fn nodes(link: &Link, asked: &Nodes) -> NodesOk {
 
 /// A standalone peer is its own and only node.
 fn alone(link: &Link) -> NodesOk {
-    NodesOk { me: link.context.node.to_string(), ..NodesOk::default() }
+    let me = link.context.name().to_owned();
+    let state = link.context.engine.node_state();
+    let node = NodeInfo {
+        id: me.clone(),
+        live: true,
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        shards: u16::try_from(link.context.shards).unwrap_or(u16::MAX),
+        used_bytes: state.used_bytes,
+        dirty_bytes: state.dirty_bytes,
+        load: state.load,
+        ..dead_info(&DeadNode { id: me.as_str().into(), role: NodeRole::Peer, gone: Duration::ZERO })
+    };
+    NodesOk { cluster: String::new(), me, nodes: vec![node], truncated: false }
 }
 
 fn dead_info(node: &DeadNode) -> NodeInfo {
@@ -65,7 +78,7 @@ pub(super) async fn whereabouts(link: &Rc<Link>, asked: &Where) -> Result<WhereO
         return Ok(WhereOk {
             info: held.stat.to_info(target.task),
             homes: Vec::new(),
-            holders: vec![holder(&link.context.name(), held.stat.pieces_local, held.runs)],
+            holders: vec![holder(link.context.name(), held.stat.pieces_local, held.runs)],
             replicas_wanted: held.replicas,
         });
     }
@@ -75,7 +88,7 @@ pub(super) async fn whereabouts(link: &Rc<Link>, asked: &Where) -> Result<WhereO
     let question = || Where { target: target.to_message(), local_only: true }.into();
     let mut answers: Vec<WhereOk> = Vec::new();
     if let Ok(Some(held)) = engine.held(&target).await {
-        let own = holder(&link.context.name(), held.stat.pieces_local, held.runs);
+        let own = holder(link.context.name(), held.stat.pieces_local, held.runs);
         (holders, replicas_wanted) = (vec![own], held.replicas);
         if held.stat.generation != stat.generation {
             holders.clear();
@@ -128,7 +141,7 @@ pub(super) async fn work(link: &Rc<Link>, scope: Scope, target: &Target, work: W
     let mut worked = Worked::default();
     match own {
         Ok(bytes) => (worked.nodes, worked.bytes) = (1, bytes),
-        Err(error) => worked.failures.push(NodeFailure::new(&link.context.name(), &error.to_string())),
+        Err(error) => worked.failures.push(NodeFailure::new(link.context.name(), error.to_string())),
     }
     for (node, answer) in others {
         match answer {
@@ -136,8 +149,8 @@ pub(super) async fn work(link: &Rc<Link>, scope: Scope, target: &Target, work: W
                 worked.nodes += told.nodes;
                 worked.bytes = worked.bytes.saturating_add(told.bytes);
             }
-            Ok(other) => worked.failures.push(NodeFailure::new(&node.id, other.frame_type().name())),
-            Err(error) => worked.failures.push(NodeFailure::new(&node.id, &error)),
+            Ok(other) => worked.failures.push(NodeFailure::new(&*node.id, other.frame_type().name())),
+            Err(error) => worked.failures.push(NodeFailure::new(&*node.id, error)),
         }
     }
     worked.failures.truncate(NODES_MAX);

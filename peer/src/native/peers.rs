@@ -103,14 +103,10 @@ async fn pending(link: &Link, asked: &Pending) -> Result<PendingOk, ErrorReply> 
 
 /// How to reach the backend, for a peer that has this one for its manager.
 fn config(link: &Link) -> Result<ConfigOk, ErrorReply> {
-    let manager = link.context.cluster.as_ref().and_then(|cluster| cluster.manager());
-    let Some(manager) = manager else {
-        return Err(ErrorReply::new(ErrorCode::Unsupported, "this node is no manager: it has no manager.listen"));
-    };
-    let backend = manager.backend().ok_or_else(|| {
-        ErrorReply::new(ErrorCode::BackendUnavailable, "this node does not know the backend itself yet")
-    })?;
-    Ok(ConfigOk { backend, bootstrap: manager.bootstrap() })
+    let told = link.context.cluster.as_ref().and_then(|cluster| cluster.config());
+    told.unwrap_or_else(|| {
+        Err(ErrorReply::new(ErrorCode::Unsupported, "this node is no manager: it has no manager.listen"))
+    })
 }
 
 fn unsupported(message: &Message) -> ErrorReply {

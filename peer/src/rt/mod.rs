@@ -6,6 +6,7 @@
 pub mod arena;
 pub mod file;
 pub mod hyper_io;
+pub mod interfaces;
 pub mod mailbox;
 pub mod net;
 pub mod permits;

@@ -16,10 +16,12 @@ use futures_util::future::{LocalBoxFuture, Shared};
 use crate::catalog::{Change, Durability};
 use crate::config::HttpOptions;
 use crate::engine::call::ShardMessage;
-use crate::engine::{Context, Engine, TaskInventory};
+use crate::engine::{Cluster, Context, Engine, TaskInventory};
 use crate::http::route::{Opening, opening};
 use crate::http::{self, HttpFace};
 use crate::limits::{CONNECTIONS_PER_SHARD_MAX, DRAIN_TIMEOUT, HEAD_TIMEOUT, HTTP_HEAD_BYTES_MAX};
+use crate::links::{Links, LinksSetup};
+use crate::membership::Members;
 use crate::native::{self, ClusterFace};
 use crate::rt::mailbox::{Receiver, Sender, oneshot};
 use crate::rt::net::{Connection, Door, Listener};
@@ -48,11 +50,16 @@ pub struct ShardSetup {
     pub mailbox: Receiver<ShardMessage>,
     /// The HTTP face.
     pub http: HttpOptions,
-    /// The cluster that this node is a part of.
-    pub cluster: Option<Arc<ClusterFace>>,
+    /// The cluster that this node is a part of, and who is in it so far.
+    pub cluster: Option<(Arc<ClusterFace>, Arc<Members>)>,
+    /// What else runs on this shard.
+    pub work: Option<Work>,
     /// Told when nothing is in flight any more.
     pub drained: Sender<usize>,
 }
+
+/// Something that runs on a shard as long as it does.
+pub type Work = Box<dyn FnOnce(Engine) -> LocalBoxFuture<'static, ()> + Send>;
 
 /// Completes when the shard stops accepting. Clones share it.
 type Stop = Shared<LocalBoxFuture<'static, ()>>;
@@ -69,7 +76,7 @@ struct Faces {
 
 /// Runs a shard until it is told to end.
 pub async fn run_shard(setup: ShardSetup) {
-    let ShardSetup { shard, context, seed, tasks, cleanup, watermarks, listeners, mailbox, http, cluster, drained } =
+    let ShardSetup { shard, context, seed, tasks, cleanup, watermarks, listeners, mailbox, http, cluster, work, drained } =
         setup;
     let doors: io::Result<Vec<Listener>> =
         listeners.into_iter().map(|(door, listener)| Listener::new(listener, door)).collect();
@@ -78,7 +85,15 @@ pub async fn run_shard(setup: ShardSetup) {
         Err(error) => return tracing::error!(shard, %error, "cannot listen"),
     };
     let metrics = context.metrics.clone();
-    let engine = Engine::start(shard, context.clone(), &seed, watermarks, tasks, None);
+    let (cluster, members) = cluster.unzip();
+    let links = cluster.as_ref().map(|cluster| {
+        Links::new(LinksSetup { shard, credential: cluster.credential().clone(), metrics: metrics.clone() })
+    });
+    let part = links.clone().zip(members).map(|(links, members)| Cluster::new(links, members));
+    let engine = Engine::start(shard, context.clone(), &seed, watermarks, tasks, part);
+    if let Some(work) = work {
+        spawn_local(work(engine.clone()));
+    }
     if !cleanup.is_empty() {
         let catalog = context.catalog.clone();
         spawn_local(async move { drop(catalog.commit(cleanup, Durability::Lazy).await) });
@@ -102,6 +117,8 @@ pub async fn run_shard(setup: ShardSetup) {
     let work = engine.clone();
     spawn_local(async move { work.run_housekeeping().await });
     let work = engine.clone();
+    spawn_local(async move { work.run_repair().await });
+    let work = engine.clone();
     spawn_local(async move { work.run_writeback().await });
     for door in doors {
         let accepting = faces.clone();
@@ -111,6 +128,9 @@ pub async fn run_shard(setup: ShardSetup) {
         });
     }
     answer_mailbox(shard, &mailbox, &faces, stop_sender, drained).await;
+    if let Some(links) = links {
+        links.close();
+    }
 }
 
 /// Serves the mailbox until the end is ordered.
