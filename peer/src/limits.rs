@@ -163,3 +163,81 @@ pub const NATIVE_PINS_MAX: usize = 16;
 pub const NATIVE_WATCH_INTERVAL: Duration = Duration::from_secs(1);
 
 const _: () = assert!(NATIVE_CREDITS as usize >= INGEST_WINDOW_PIECES);
+
+/// Versions of at most this many pieces are fetched from the home without planning.
+pub const SWARM_DIRECT_PIECES_MAX: u32 = 4;
+/// Pieces that a download plans ahead of each reader.
+pub const SWARM_WINDOW_PIECES: u32 = 64;
+/// Readers of one download.
+pub const SWARM_READERS_MAX: usize = 1024;
+/// Pieces that one download has in flight.
+pub const SWARM_ORDERS_MAX: usize = 128;
+/// Pieces that a download has in flight before it knows how fast it is.
+pub const SWARM_ORDERS_MIN: usize = 4;
+/// A download has as many pieces in flight as it gets in this time: fewer leave its link idle, more come late, and a
+/// piece can be passed on only when it is complete.
+pub const SWARM_IN_FLIGHT_TIME: Duration = Duration::from_millis(250);
+/// Parents that a download remembers, and those it can use at once: the home names up to 8 in each answer.
+pub const SWARM_PARENTS_KEPT: usize = 32;
+/// Pieces in flight from one parent: at first, and at most.
+pub const SWARM_PARENT_ORDERS_START: u32 = 2;
+/// See [`SWARM_PARENT_ORDERS_START`].
+pub const SWARM_PARENT_ORDERS_MAX: u32 = 16;
+/// A parent that is busy is left alone for this time.
+pub const SWARM_BUSY_PAUSE: Duration = Duration::from_millis(100);
+/// A parent that sends no byte for this long is given up.
+pub const SWARM_SILENCE_MAX: Duration = Duration::from_secs(2);
+/// An order is judged by its rate only when it is this old.
+pub const SWARM_JUDGE_AFTER: Duration = Duration::from_secs(1);
+/// A parent is slow when its rate is below the median by this factor.
+pub const SWARM_SLOW_FACTOR: u32 = 10;
+/// Rates of finished orders that the median is taken of.
+pub const SWARM_RATES_KEPT: usize = 32;
+/// A silent or slow parent is avoided for this time; each further time twice as long, up to
+/// [`SWARM_AVOID_WRONG`].
+pub const SWARM_AVOID_SILENT: Duration = Duration::from_secs(10);
+/// A parent that sent wrong bytes is avoided for this time.
+pub const SWARM_AVOID_WRONG: Duration = Duration::from_secs(120);
+/// The home is asked for a piece that a reader waits for after this time, when nobody has it.
+pub const SWARM_URGENT_PATIENCE: Duration = Duration::from_millis(75);
+/// And after this time when somebody has it, or fetches it, but it does not come from there.
+pub const SWARM_URGENT_HELD_PATIENCE: Duration = Duration::from_secs(2);
+/// After the home refused or failed it is left alone for this time.
+pub const SWARM_HOME_PAUSE: Duration = Duration::from_millis(200);
+/// Suggestions of the home that are not carried out within this time are forgotten.
+pub const SWARM_SUGGESTION_KEPT: Duration = Duration::from_secs(2);
+/// Shortest time between two reports of one download.
+pub const SWARM_REPORT_MIN: Duration = Duration::from_millis(20);
+/// A download that has enough to do reports this often, unless the home asks for less.
+pub const SWARM_REPORT_PERIOD: Duration = Duration::from_secs(1);
+/// A peer that wants nothing more reports this often, so that the home goes on naming it to others.
+pub const SWARM_REPORT_IDLE: Duration = Duration::from_secs(10);
+/// A report that is not answered within this time is lost.
+pub const SWARM_REPORT_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// Nodes that a home keeps in its table of one version. Others are answered, but not remembered.
+pub const SWARM_NODES_MAX: usize = 16_384;
+/// Bytes of that table: huge objects have room for fewer nodes.
+pub const SWARM_TABLE_BYTES_MAX: usize = 64 << 20;
+/// Recent holders that a home remembers for each piece.
+pub const SWARM_RECENT_HOLDERS: usize = 4;
+/// Nodes that a home looks at to answer one report.
+pub const SWARM_CANDIDATES_MAX: usize = 32;
+/// Reports that a home wants to get each second about one version, roughly.
+pub const SWARM_REPORTS_PER_SECOND: u32 = 5_000;
+/// Longest time that a home asks a peer to wait before it reports again.
+pub const SWARM_REPORT_MAX: Duration = Duration::from_secs(3);
+/// A parent that has this many uploads is named only when there is no other.
+pub const SWARM_UPLOADS_GOOD: u32 = 4;
+/// Suggestions that a home has open before it knows how fast it is.
+pub const SWARM_SUGGESTED_MIN: usize = 3;
+/// A home has as many suggestions open as are carried out in this time, and [`SWARM_SUGGESTED_MIN`].
+pub const SWARM_SUGGESTED_TIME: Duration = Duration::from_millis(100);
+/// Suggestions that a home has open at most.
+pub const SWARM_SUGGESTED_OPEN_MAX: usize = 256;
+/// A node that said nothing for this time is forgotten by the home.
+pub const SWARM_NODE_SILENCE_MAX: Duration = Duration::from_secs(30);
+
+const _: () = assert!(SWARM_WINDOW_PIECES as usize <= dfstore_proto::limits::COUNTS_MAX);
+const _: () = assert!(SWARM_PARENTS_KEPT >= 2 * dfstore_proto::limits::PARENTS_MAX);
+const _: () = assert!(SWARM_ORDERS_MAX <= dfstore_proto::limits::RUNS_MAX);

@@ -180,6 +180,9 @@ pub struct Tracked {
     /// being fetched by the sender from now on.
     #[serde(deserialize_with = "wire::bounded::<_, _, SUGGESTED_MAX>")]
     pub suggested: Vec<u32>,
+    /// The sender should ask again only after so many milliseconds, unless it has something rare to tell: so the home
+    /// decides how many of these it gets, whatever the number of peers.
+    pub again_ms: u32,
 }
 
 impl Bounded for Tracked {
