@@ -173,14 +173,14 @@ pub const SWARM_READERS_MAX: usize = 1024;
 /// Pieces that one download has in flight.
 pub const SWARM_ORDERS_MAX: usize = 128;
 /// Pieces that a download has in flight before it knows how fast it is.
-pub const SWARM_ORDERS_MIN: usize = 4;
+pub const SWARM_ORDERS_MIN: usize = 3;
 /// A download has as many pieces in flight as it gets in this time: fewer leave its link idle, more come late, and a
 /// piece can be passed on only when it is complete.
 pub const SWARM_IN_FLIGHT_TIME: Duration = Duration::from_millis(250);
 /// Parents that a download remembers, and those it can use at once: the home names up to 8 in each answer.
-pub const SWARM_PARENTS_KEPT: usize = 32;
+pub const SWARM_PARENTS_KEPT: usize = 16;
 /// Pieces in flight from one parent: at first, and at most.
-pub const SWARM_PARENT_ORDERS_START: u32 = 2;
+pub const SWARM_PARENT_ORDERS_START: u32 = 1;
 /// See [`SWARM_PARENT_ORDERS_START`].
 pub const SWARM_PARENT_ORDERS_MAX: u32 = 16;
 /// A parent that is busy is left alone for this time.
@@ -196,12 +196,17 @@ pub const SWARM_RATES_KEPT: usize = 32;
 /// A silent or slow parent is avoided for this time; each further time twice as long, up to
 /// [`SWARM_AVOID_WRONG`].
 pub const SWARM_AVOID_SILENT: Duration = Duration::from_secs(10);
+/// A parent that lacks what it should have is avoided for this time.
+pub const SWARM_AVOID_MISSING: Duration = Duration::from_secs(1);
 /// A parent that sent wrong bytes is avoided for this time.
 pub const SWARM_AVOID_WRONG: Duration = Duration::from_secs(120);
 /// The home is asked for a piece that a reader waits for after this time, when nobody has it.
 pub const SWARM_URGENT_PATIENCE: Duration = Duration::from_millis(75);
-/// And after this time when somebody has it, or fetches it, but it does not come from there.
-pub const SWARM_URGENT_HELD_PATIENCE: Duration = Duration::from_secs(2);
+/// After this time, when it did not answer a report yet, or when those that have the piece all failed.
+pub const SWARM_URGENT_UNSURE_PATIENCE: Duration = Duration::from_millis(500);
+/// And after this time when somebody has it, or fetches it, but it does not come from there: a thousand readers that
+/// start at the same piece get it from each other sooner.
+pub const SWARM_URGENT_HELD_PATIENCE: Duration = Duration::from_secs(10);
 /// After the home refused or failed it is left alone for this time.
 pub const SWARM_HOME_PAUSE: Duration = Duration::from_millis(200);
 /// Suggestions of the home that are not carried out within this time are forgotten.
@@ -223,14 +228,14 @@ pub const SWARM_TABLE_BYTES_MAX: usize = 64 << 20;
 pub const SWARM_RECENT_HOLDERS: usize = 4;
 /// Nodes that a home looks at to answer one report.
 pub const SWARM_CANDIDATES_MAX: usize = 32;
-/// Reports that a home wants to get each second about one version, roughly.
-pub const SWARM_REPORTS_PER_SECOND: u32 = 5_000;
+/// A home wants a report from each of `n` nodes once in this time and the root of `n`: of 10,000 nodes, 10,000 a second.
+pub const SWARM_REPORT_SPREAD: Duration = Duration::from_millis(10);
 /// Longest time that a home asks a peer to wait before it reports again.
 pub const SWARM_REPORT_MAX: Duration = Duration::from_secs(3);
 /// A parent that has this many uploads is named only when there is no other.
 pub const SWARM_UPLOADS_GOOD: u32 = 4;
 /// Suggestions that a home has open before it knows how fast it is.
-pub const SWARM_SUGGESTED_MIN: usize = 3;
+pub const SWARM_SUGGESTED_MIN: usize = 5;
 /// A home has as many suggestions open as are carried out in this time, and [`SWARM_SUGGESTED_MIN`].
 pub const SWARM_SUGGESTED_TIME: Duration = Duration::from_millis(100);
 /// Suggestions that a home has open at most.

@@ -128,7 +128,7 @@ impl Setup {
             latency: Duration::from_micros(500),
             peers,
             slots: 16,
-            uploads: 8,
+            uploads: 4,
             seed: 1,
             limit: Duration::from_secs(600),
         }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use dfstore_proto::message::Holder;
 
 use crate::limits::{
-    SWARM_AVOID_SILENT, SWARM_AVOID_WRONG, SWARM_BUSY_PAUSE, SWARM_PARENT_ORDERS_MAX, SWARM_PARENT_ORDERS_START,
+    SWARM_AVOID_MISSING, SWARM_AVOID_SILENT, SWARM_AVOID_WRONG, SWARM_BUSY_PAUSE, SWARM_PARENT_ORDERS_MAX, SWARM_PARENT_ORDERS_START,
     SWARM_PARENTS_KEPT,
 };
 use crate::swarm::Pieces;
@@ -84,9 +84,8 @@ impl Parents {
     /// Between equals the seed chooses, so that not everybody asks the same.
     pub fn best(&self, piece: u32, not: Option<&str>, seed: u64, now: Duration) -> Option<Arc<str>> {
         let able = self.all.iter().enumerate().filter(|(_, parent)| {
-            parent.is_usable(now)
-                && parent.in_flight < parent.orders_max
-                && parent.have.contains(piece)
+            parent.have.contains(piece)
+                && parent.is_able(now)
                 && not.is_none_or(|not| parent.node.as_ref() != not)
         });
         let best = able.min_by_key(|(at, parent)| {
@@ -96,9 +95,15 @@ impl Parents {
         best.map(|(_, parent)| parent.node.clone())
     }
 
-    /// Whether some parent has it and is not avoided, though it may be busy.
-    pub fn hold(&self, piece: u32, now: Duration) -> bool {
-        self.all.iter().any(|parent| parent.avoided_until <= now && parent.have.contains(piece))
+    /// Whether there is anybody to ask for anything.
+    pub fn any_is_able(&self, now: Duration) -> bool {
+        self.all.iter().any(|parent| parent.is_able(now))
+    }
+
+    /// Whether there are parents that have it, and all of them are avoided.
+    pub fn have_all_failed(&self, piece: u32, now: Duration) -> bool {
+        let mut failed = self.all.iter().filter(|parent| parent.have.contains(piece)).peekable();
+        failed.peek().is_some() && failed.all(|parent| parent.avoided_until > now)
     }
 
     /// When the next pause of a busy parent ends.
@@ -135,10 +140,11 @@ impl Parents {
         }
     }
 
-    pub fn lacks(&mut self, node: &str, piece: u32) {
-        if let Some(parent) = self.find(node) {
-            parent.have.remove(piece);
-        }
+    /// It lacks a piece that it should have. Once is nothing, more often it is not what the home takes it for.
+    pub fn lacks(&mut self, node: &str, piece: u32, now: Duration) {
+        let Some(parent) = self.find(node) else { return };
+        parent.have.remove(piece);
+        self.avoid(node, SWARM_AVOID_MISSING, now);
     }
 
     pub fn is_busy(&mut self, node: &str, now: Duration) {
@@ -158,14 +164,14 @@ impl Parents {
         self.avoid(node, SWARM_AVOID_WRONG, now);
     }
 
-    fn avoid(&mut self, node: &str, at_least: Duration, now: Duration) {
+    /// Each further time it is avoided for twice as long.
+    fn avoid(&mut self, node: &str, at_first: Duration, now: Duration) {
         let Some(parent) = self.find(node) else { return };
         // Several orders of one parent end together: that is one failure.
         if parent.avoided_until > now {
             return;
         }
-        let longer = SWARM_AVOID_SILENT * 2_u32.saturating_pow(parent.strikes.min(8));
-        parent.avoided_until = now + longer.min(SWARM_AVOID_WRONG).max(at_least);
+        parent.avoided_until = now + (at_first * 2_u32.pow(parent.strikes.min(8))).min(SWARM_AVOID_WRONG);
         (parent.orders_max, parent.streak) = (1, 0);
         parent.strikes += 1;
         self.avoided += 1;
@@ -178,7 +184,7 @@ impl Parents {
 }
 
 impl Parent {
-    fn is_usable(&self, now: Duration) -> bool {
-        self.avoided_until <= now && self.busy_until <= now
+    fn is_able(&self, now: Duration) -> bool {
+        self.in_flight < self.orders_max && self.busy_until <= now && self.avoided_until <= now
     }
 }

@@ -14,6 +14,7 @@ pub struct Reports {
     /// When the last one was sent, and whether its answer is still to come.
     sent: Option<Duration>,
     is_awaited: bool,
+    is_answered: bool,
     /// The window it was about.
     window: Range<u32>,
     /// How many pieces were there then.
@@ -41,6 +42,11 @@ impl Reports {
     /// A number that grows with each report.
     pub fn turn(&self) -> usize {
         self.count
+    }
+
+    /// Whether the home ever answered.
+    pub fn is_answered(&self) -> bool {
+        self.is_answered
     }
 
     pub fn again(&self) -> Duration {
@@ -76,7 +82,7 @@ impl Reports {
 
     /// The answer came; the window it is about.
     pub fn answered(&mut self, again_ms: u32) -> Range<u32> {
-        self.is_awaited = false;
+        (self.is_awaited, self.is_answered) = (false, true);
         self.again = Duration::from_millis(again_ms.into()).min(SWARM_REPORT_MAX);
         self.window.clone()
     }

@@ -22,7 +22,7 @@ use dfstore_proto::message::{Holder, PieceRuns, Tracked};
 
 use crate::limits::{
     SWARM_CANDIDATES_MAX, SWARM_NODE_SILENCE_MAX, SWARM_NODES_MAX, SWARM_RECENT_HOLDERS, SWARM_REPORT_MAX,
-    SWARM_REPORT_MIN, SWARM_REPORTS_PER_SECOND, SWARM_TABLE_BYTES_MAX, SWARM_UPLOADS_GOOD, SWARM_WINDOW_PIECES,
+    SWARM_REPORT_MIN, SWARM_REPORT_SPREAD, SWARM_TABLE_BYTES_MAX, SWARM_UPLOADS_GOOD, SWARM_WINDOW_PIECES,
 };
 use crate::swarm::random::Random;
 use crate::swarm::{Pieces, Report};
@@ -192,11 +192,12 @@ impl Tracker {
         self.nodes.remove(slot);
     }
 
-    /// The time until the next report that gives the home as many reports as it wants.
+    /// The time until the next report: longer where there are more nodes, though not in proportion, because what a peer
+    /// knows of others grows old in it.
     fn again_ms(&self) -> u32 {
         let nodes = u32::try_from(self.nodes.len()).unwrap_or(u32::MAX);
-        let again = Duration::from_secs(1).saturating_mul(nodes) / SWARM_REPORTS_PER_SECOND;
-        u32::try_from(again.clamp(SWARM_REPORT_MIN, SWARM_REPORT_MAX).as_millis()).unwrap_or(u32::MAX)
+        let again = SWARM_REPORT_SPREAD.saturating_mul(nodes.isqrt()).clamp(SWARM_REPORT_MIN, SWARM_REPORT_MAX);
+        u32::try_from(again.as_millis()).unwrap_or(u32::MAX)
     }
 
     /// Nodes that have something which the asker lacks, those with the fewest uploads first. They are drawn, so that
@@ -252,7 +253,8 @@ impl Tracker {
     /// Pieces that the asker should get from the home.
     fn suggest(&mut self, asker: &Asker<'_>, parents: &[Holder], now: Duration) -> Vec<u32> {
         let Some(slot) = asker.slot else { return Vec::new() };
-        let room = self.suggestions.room(slot, self.nodes.len(), now).min(SUGGESTED_MAX);
+        let had_enough = self.nodes.had_enough(slot);
+        let room = self.suggestions.room(slot, self.nodes.len(), had_enough, now).min(SUGGESTED_MAX);
         if room == 0 {
             return Vec::new();
         }
@@ -269,7 +271,7 @@ impl Tracker {
         let suggested: Vec<u32> = rarest.into_iter().map(|(_, piece)| piece).collect();
         for piece in &suggested {
             self.suggestions.add(slot, *piece, now);
-            self.nodes.at_mut(slot).wanted.push(*piece);
+            self.nodes.was_suggested(slot, *piece);
             self.wanted[*piece as usize] += 1;
         }
         suggested

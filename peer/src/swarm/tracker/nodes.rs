@@ -23,6 +23,8 @@ pub struct Node {
     pub named: u32,
     /// When it last reported.
     pub heard: Duration,
+    /// Pieces that were suggested to it; one that comes later starts with what the others have on average.
+    suggested: u64,
 }
 
 impl Node {
@@ -43,6 +45,8 @@ pub struct Nodes {
     useful: Vec<u32>,
     useful_at: Vec<Option<u32>>,
     nodes_max: usize,
+    /// The sum over all nodes.
+    suggested: u64,
 }
 
 impl Nodes {
@@ -54,6 +58,7 @@ impl Nodes {
             useful: Vec::new(),
             useful_at: Vec::new(),
             nodes_max,
+            suggested: 0,
         }
     }
 
@@ -81,7 +86,9 @@ impl Nodes {
             uploads: 0,
             named: 0,
             heard: Duration::ZERO,
+            suggested: self.suggested / (self.len() as u64).max(1),
         };
+        self.suggested += node.suggested;
         let slot = self.free.pop().unwrap_or_else(|| {
             self.slots.push(None);
             self.useful_at.push(None);
@@ -128,8 +135,21 @@ impl Nodes {
         self.index(slot, false);
         if let Some(node) = self.slots[slot as usize].take() {
             self.by_id.remove(&node.id);
+            self.suggested -= node.suggested;
             self.free.push(slot);
         }
+    }
+
+    pub fn was_suggested(&mut self, slot: u32, piece: u32) {
+        self.suggested += 1;
+        let node = self.at_mut(slot);
+        node.suggested += 1;
+        node.wanted.push(piece);
+    }
+
+    /// Whether more pieces were suggested to this node than to others.
+    pub fn had_enough(&self, slot: u32) -> bool {
+        self.at(slot).suggested > self.suggested / self.len() as u64
     }
 
     /// Those that were last heard before this time.

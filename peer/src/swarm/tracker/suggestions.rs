@@ -61,12 +61,14 @@ impl Suggestions {
         stay
     }
 
-    /// How many more may be suggested to this node, of `nodes`.
-    pub fn room(&self, slot: u32, nodes: usize, now: Duration) -> usize {
+    /// How many more may be suggested to this node, of `nodes`. One that `had_enough` gets only what keeps the uplink
+    /// from falling idle: the first copies are to be spread, so that the uplinks that pass them on are shared.
+    pub fn room(&self, slot: u32, nodes: usize, had_enough: bool, now: Duration) -> usize {
         let most = SWARM_SUGGESTED_MIN + self.done.within(SWARM_SUGGESTED_TIME, now);
         let live = self.open.iter().filter(|open| !self.is_late(open, now)).count();
         // Late ones still take of the uplink: they make room, but not without end.
         let room = most.saturating_sub(live).min((4 * most).min(SWARM_SUGGESTED_OPEN_MAX).saturating_sub(self.open.len()));
+        let room = if had_enough { room.saturating_sub(most - most.div_ceil(3)) } else { room };
         let mine = self.open.iter().filter(|open| open.slot == slot).count();
         room.min(most.div_ceil(nodes.max(1)).saturating_sub(mine))
     }
