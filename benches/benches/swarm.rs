@@ -38,9 +38,15 @@ fn row(name: &str, setup: &Setup) -> (String, f64) {
     let started = Instant::now();
     let outcome: Outcome = setup.run();
     let (bound, object) = (setup.bound().as_secs_f64(), setup.piece_bytes as f64 * f64::from(setup.pieces));
-    let times = |time: Option<Duration>| time.map_or_else(|| "none".to_owned(), |time| format!("{:.1} s ({:.2})", time.as_secs_f64(), time.as_secs_f64() / bound));
+    let times = |time: Option<Duration>| {
+        time.map_or_else(
+            || "none".to_owned(),
+            |time| format!("{:.1} s ({:.2})", time.as_secs_f64(), time.as_secs_f64() / bound),
+        )
+    };
     let staying = setup.peers.iter().zip(&outcome.took).filter(|(peer, _)| peer.leaves.is_none());
-    let slowest = staying.map(|(_, took)| *took).collect::<Option<Vec<Duration>>>().and_then(|took| took.into_iter().max());
+    let slowest =
+        staying.map(|(_, took)| *took).collect::<Option<Vec<Duration>>>().and_then(|took| took.into_iter().max());
     let mut sent: Vec<u64> = outcome.sent.clone();
     sent.sort_unstable();
     let copies = |bytes: u64| bytes as f64 / object;

@@ -15,6 +15,8 @@ use super::{Behaviour, Outcome, Reading, Setup};
 const HOME: usize = 0;
 /// After this time those who talk to a peer that is gone know it.
 const BREAKS_AFTER: Duration = Duration::from_millis(200);
+/// After this time the home hears from the membership that a peer is gone.
+const GONE_AFTER: Duration = Duration::from_secs(3);
 /// Time of the first byte of the backend.
 const BACKEND_LATENCY: Duration = Duration::from_millis(20);
 /// Pieces that the home sends at once; beyond that it is busy.
@@ -23,6 +25,7 @@ const HOME_UPLOADS_MAX: u32 = 64;
 enum Event {
     Join(usize),
     Leave(usize),
+    Gone(usize),
     Wake(usize),
     Network(Later),
     /// A FETCH is with its source.
@@ -178,6 +181,7 @@ impl World<'_> {
                 self.cycle(peer);
             }
             Event::Leave(peer) => self.leave(peer),
+            Event::Gone(peer) => self.tracker.left(&self.peers[peer].name),
             Event::Wake(peer) => {
                 if self.peers[peer].wakes == Some(self.now) {
                     self.peers[peer].wakes = None;
@@ -388,6 +392,7 @@ impl World<'_> {
 
     fn leave(&mut self, number: usize) {
         self.peers[number].is_here = false;
+        self.at(self.now + GONE_AFTER, Event::Gone(number));
         for (_, _, flow) in std::mem::take(&mut self.peers[number].orders) {
             self.end_flow(flow);
         }

@@ -27,8 +27,8 @@ use crate::limits::{
     SWARM_DIRECT_PIECES_MAX, SWARM_HOME_PAUSE, SWARM_IN_FLIGHT_TIME, SWARM_ORDERS_MAX, SWARM_ORDERS_MIN,
     SWARM_SUGGESTION_KEPT, SWARM_URGENT_HELD_PATIENCE, SWARM_URGENT_PATIENCE, SWARM_URGENT_UNSURE_PATIENCE,
 };
-use crate::swarm::rate::Rate;
 use crate::swarm::random::mix;
+use crate::swarm::rate::Rate;
 use crate::swarm::{Failure, Order, Pieces, Report, Source};
 
 use demand::{Demand, Urgent};
@@ -207,7 +207,10 @@ impl Planner {
             Some(0) => SWARM_URGENT_PATIENCE,
             // What the home said before the reader came here.
             None => SWARM_URGENT_PATIENCE.max(answers),
-            Some(_) if self.parents.have_all_failed(waits.piece, now) => SWARM_URGENT_UNSURE_PATIENCE.max(answers),
+            // Where there are more that have it, the home will name them.
+            Some(count) if self.parents.all_failed(waits.piece, now).is_some_and(|failed| failed >= count.into()) => {
+                SWARM_URGENT_UNSURE_PATIENCE.max(answers)
+            }
             Some(_) => SWARM_URGENT_HELD_PATIENCE,
         };
         if patience <= SWARM_URGENT_PATIENCE {
