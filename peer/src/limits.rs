@@ -292,12 +292,12 @@ pub const SWARM_READERS_MAX: usize = 1024;
 /// Pieces that one download has in flight.
 pub const SWARM_ORDERS_MAX: usize = 128;
 /// Pieces that a download has in flight before it knows how fast it is.
-pub const SWARM_ORDERS_MIN: usize = 2;
+pub const SWARM_ORDERS_MIN: usize = 3;
 /// A download has as many pieces in flight as it gets in this time: fewer leave its link idle, more come late, and a
 /// piece can be passed on only when it is complete.
 pub const SWARM_IN_FLIGHT_TIME: Duration = Duration::from_millis(250);
 /// Parents that a download remembers, and those it can use at once: the home names up to 8 in each answer.
-pub const SWARM_PARENTS_KEPT: usize = 32;
+pub const SWARM_PARENTS_KEPT: usize = 16;
 /// Pieces in flight from one parent: at first, and at most.
 pub const SWARM_PARENT_ORDERS_START: u32 = 1;
 /// See [`SWARM_PARENT_ORDERS_START`].
@@ -353,10 +353,21 @@ pub const SWARM_REPORT_SPREAD: Duration = Duration::from_millis(10);
 pub const SWARM_REPORT_MAX: Duration = Duration::from_secs(3);
 /// A parent that has this many uploads is named only when there is no other.
 pub const SWARM_UPLOADS_GOOD: u32 = 4;
-/// Suggestions that a home has open before it knows how fast it is.
-pub const SWARM_SUGGESTED_MIN: usize = 4;
-/// A home has as many suggestions open as are carried out in this time, and [`SWARM_SUGGESTED_MIN`].
+/// Suggestions that a home has open: before the first is carried out (and one less while each takes longer than
+/// [`SWARM_SUGGESTED_SLOW`]), and later at least.
+pub const SWARM_SUGGESTED_FIRST: usize = 3;
+/// See [`SWARM_SUGGESTED_FIRST`].
+pub const SWARM_SUGGESTED_MIN: usize = 5;
+/// See [`SWARM_SUGGESTED_FIRST`].
+pub const SWARM_SUGGESTED_SLOW: Duration = Duration::from_secs(2);
+/// To [`SWARM_SUGGESTED_MIN`] come as many as are carried out in this time.
 pub const SWARM_SUGGESTED_TIME: Duration = Duration::from_millis(100);
+/// As long as none was carried out, a suggestion that is older than this does not count.
+pub const SWARM_SUGGESTED_LATE: Duration = Duration::from_secs(10);
+/// A piece that few have and nobody else gets for this time is suggested again: those that have it do not give it.
+pub const SWARM_STAGNANT: Duration = Duration::from_millis(1500);
+/// See [`SWARM_STAGNANT`].
+pub const SWARM_STAGNANT_COPIES_MAX: u32 = 2;
 /// Suggestions that a home has open at most.
 pub const SWARM_SUGGESTED_OPEN_MAX: usize = 256;
 /// A node that said nothing for this time is forgotten by the home.
@@ -365,3 +376,4 @@ pub const SWARM_NODE_SILENCE_MAX: Duration = Duration::from_secs(30);
 const _: () = assert!(SWARM_WINDOW_PIECES as usize <= dfstore_proto::limits::COUNTS_MAX);
 const _: () = assert!(SWARM_PARENTS_KEPT >= 2 * dfstore_proto::limits::PARENTS_MAX);
 const _: () = assert!(SWARM_ORDERS_MAX <= dfstore_proto::limits::RUNS_MAX);
+const _: () = assert!(SWARM_SUGGESTED_FIRST > 1 && SWARM_SUGGESTED_MIN >= SWARM_SUGGESTED_FIRST);

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 /// After this time an event counts for a third of what it counted.
-const FADES_IN: Duration = Duration::from_secs(1);
+const FADES_IN: Duration = Duration::from_millis(250);
 
 /// Events a second, of late.
 #[derive(Clone, Debug, Default)]

@@ -51,7 +51,8 @@ impl Demand {
 
     /// What readers wait for, those that wait longest first.
     pub fn urgent(&self, have: &Pieces) -> Vec<Urgent> {
-        let waiting = self.readers.iter().filter(|reader| !reader.range.is_empty() && !have.contains(reader.range.start));
+        let waiting =
+            self.readers.iter().filter(|reader| !reader.range.is_empty() && !have.contains(reader.range.start));
         let mut urgent: Vec<Urgent> =
             waiting.map(|reader| Urgent { piece: reader.range.start, since: reader.since }).collect();
         urgent.sort_by_key(|urgent| (urgent.since, urgent.piece));
@@ -85,7 +86,9 @@ impl Demand {
     pub fn reported(&self, have: &Pieces, turn: usize) -> Range<u32> {
         let count = self.readers.len();
         let mut ranges = (0..count).map(|step| window(&self.readers[(turn + step) % count].range));
-        ranges.find_map(|range| Some(range.clone().find(|piece| !have.contains(*piece))?..range.end)).unwrap_or_default()
+        ranges
+            .find_map(|range| Some(range.clone().find(|piece| !have.contains(*piece))?..range.end))
+            .unwrap_or_default()
     }
 }
 

@@ -21,13 +21,14 @@ use std::ops::Range;
 use std::time::Duration;
 
 use dfstore_proto::message::Tracked;
+use dfstore_proto::object::PieceRun;
 
 use crate::limits::{
     SWARM_DIRECT_PIECES_MAX, SWARM_HOME_PAUSE, SWARM_IN_FLIGHT_TIME, SWARM_ORDERS_MAX, SWARM_ORDERS_MIN,
     SWARM_SUGGESTION_KEPT, SWARM_URGENT_HELD_PATIENCE, SWARM_URGENT_PATIENCE, SWARM_URGENT_UNSURE_PATIENCE,
 };
-use crate::swarm::rate::Rate;
 use crate::swarm::random::mix;
+use crate::swarm::rate::Rate;
 use crate::swarm::{Failure, Order, Pieces, Report, Source};
 
 use demand::{Demand, Urgent};
@@ -206,7 +207,10 @@ impl Planner {
             Some(0) => SWARM_URGENT_PATIENCE,
             // What the home said before the reader came here.
             None => SWARM_URGENT_PATIENCE.max(answers),
-            Some(_) if self.parents.have_all_failed(waits.piece, now) => SWARM_URGENT_UNSURE_PATIENCE.max(answers),
+            // Where there are more that have it, the home will name them.
+            Some(count) if self.parents.all_failed(waits.piece, now).is_some_and(|failed| failed >= count.into()) => {
+                SWARM_URGENT_UNSURE_PATIENCE.max(answers)
+            }
             Some(_) => SWARM_URGENT_HELD_PATIENCE,
         };
         if patience <= SWARM_URGENT_PATIENCE {
@@ -227,26 +231,29 @@ impl Planner {
     }
 
     fn order_rarest(&mut self, missing: &[u32], room: usize, now: Duration, planned: &mut Vec<Order>) {
-        let idle = missing.iter().filter(|piece| !self.orders.has(**piece));
+        let is_able = |planner: &Planner| match planner.goes_direct() {
+            true => now >= planner.home_paused_until,
+            false => planner.parents.any_is_able(now),
+        };
+        if !is_able(self) {
+            return;
+        }
+        let idle = missing.iter().copied().filter(|piece| !self.orders.has(*piece));
         // Of pieces that are equally rare each peer prefers others, so that they have something to give to each other.
-        let rarity = |piece: u32| (self.count(piece).unwrap_or(1), mix(self.seed ^ u64::from(piece)));
-        let mut by_rarity: Vec<(u8, u64, u32)> = idle
-            .map(|piece| {
-                let (count, shuffled) = rarity(*piece);
-                (count, shuffled, *piece)
-            })
-            .collect();
+        let rarity = |piece: u32| (self.count(piece).unwrap_or(1), mix(self.seed ^ u64::from(piece)), piece);
+        let mut by_rarity: Vec<(u8, u64, u32)> = idle.map(rarity).collect();
         by_rarity.sort_unstable();
         for (_, _, piece) in by_rarity {
-            if planned.len() >= room {
-                return;
-            }
-            if self.goes_direct() {
-                if now >= self.home_paused_until {
-                    planned.push(self.order(piece, Source::Home, now));
+            let from = if self.goes_direct() {
+                Some(Source::Home)
+            } else {
+                self.parents.best(piece, None, self.seed, now).map(Source::Parent)
+            };
+            if let Some(from) = from {
+                planned.push(self.order(piece, from, now));
+                if planned.len() >= room || !is_able(self) {
+                    return;
                 }
-            } else if let Some(node) = self.parents.best(piece, None, self.seed, now) {
-                planned.push(self.order(piece, Source::Parent(node), now));
             }
         }
     }
@@ -354,12 +361,12 @@ impl Planner {
         }
         let window = self.demand.reported(&self.have, self.reports.turn());
         let mut fetching = Pieces::new(self.have.piece_count());
-        self.orders.iter().for_each(|order| drop(fetching.insert(order.piece)));
+        self.orders.iter().for_each(|order| fetching.add(PieceRun { first: order.piece, count: 1 }));
         let report = Report {
             have: self.have.runs(),
             fetching: fetching.runs(),
             uploads,
-            window: dfstore_proto::object::PieceRun { first: window.start, count: window.end - window.start },
+            window: PieceRun { first: window.start, count: window.end - window.start },
         };
         self.reports.sent(window, self.have.len(), now);
         Some(report)

@@ -92,7 +92,9 @@ impl Orders {
         #[expect(clippy::cast_precision_loss, reason = "a rate need not be exact")]
         let rate = order.bytes as f64 / age.as_secs_f64().max(1e-6);
         // Without a byte it may stand in line: then only silence counts.
-        order.bytes > 0 && age >= SWARM_JUDGE_AFTER && self.rate_median.is_some_and(|median| rate * f64::from(SWARM_SLOW_FACTOR) < median)
+        order.bytes > 0
+            && age >= SWARM_JUDGE_AFTER
+            && self.rate_median.is_some_and(|median| rate * f64::from(SWARM_SLOW_FACTOR) < median)
     }
 
     /// When the next order has to be looked at because nothing came.

@@ -6,8 +6,8 @@ use std::time::Duration;
 use dfstore_proto::message::Holder;
 
 use crate::limits::{
-    SWARM_AVOID_MISSING, SWARM_AVOID_SILENT, SWARM_AVOID_WRONG, SWARM_BUSY_PAUSE, SWARM_PARENT_ORDERS_MAX, SWARM_PARENT_ORDERS_START,
-    SWARM_PARENTS_KEPT,
+    SWARM_AVOID_MISSING, SWARM_AVOID_SILENT, SWARM_AVOID_WRONG, SWARM_BUSY_PAUSE, SWARM_PARENT_ORDERS_MAX,
+    SWARM_PARENT_ORDERS_START, SWARM_PARENTS_KEPT,
 };
 use crate::swarm::Pieces;
 use crate::swarm::random::mix;
@@ -84,10 +84,7 @@ impl Parents {
     /// Between equals the seed chooses, so that not everybody asks the same.
     pub fn best(&self, piece: u32, not: Option<&str>, seed: u64, now: Duration) -> Option<Arc<str>> {
         let able = self.all.iter().enumerate().filter(|(_, parent)| {
-            parent.is_usable(now)
-                && parent.in_flight < parent.orders_max
-                && parent.have.contains(piece)
-                && not.is_none_or(|not| parent.node.as_ref() != not)
+            parent.have.contains(piece) && parent.is_able(now) && not.is_none_or(|not| parent.node.as_ref() != not)
         });
         let best = able.min_by_key(|(at, parent)| {
             let load = parent.in_flight * 2 + parent.uploads;
@@ -96,10 +93,15 @@ impl Parents {
         best.map(|(_, parent)| parent.node.clone())
     }
 
-    /// Whether there are parents that have it, and all of them are avoided.
-    pub fn have_all_failed(&self, piece: u32, now: Duration) -> bool {
-        let mut failed = self.all.iter().filter(|parent| parent.have.contains(piece)).peekable();
-        failed.peek().is_some() && failed.all(|parent| parent.avoided_until > now)
+    /// Whether there is anybody to ask for anything.
+    pub fn any_is_able(&self, now: Duration) -> bool {
+        self.all.iter().any(|parent| parent.is_able(now))
+    }
+
+    /// How many parents that have it are avoided; `None` when one of them is not.
+    pub fn all_failed(&self, piece: u32, now: Duration) -> Option<usize> {
+        let holders = || self.all.iter().filter(|parent| parent.have.contains(piece));
+        holders().all(|parent| parent.avoided_until > now).then(|| holders().count())
     }
 
     /// When the next pause of a busy parent ends.
@@ -180,7 +182,7 @@ impl Parents {
 }
 
 impl Parent {
-    fn is_usable(&self, now: Duration) -> bool {
-        self.avoided_until <= now && self.busy_until <= now
+    fn is_able(&self, now: Duration) -> bool {
+        self.in_flight < self.orders_max && self.busy_until <= now && self.avoided_until <= now
     }
 }

@@ -4,9 +4,7 @@
 use std::ops::Range;
 use std::time::Duration;
 
-use crate::limits::{
-    SWARM_REPORT_IDLE, SWARM_REPORT_MAX, SWARM_REPORT_MIN, SWARM_REPORT_PERIOD, SWARM_REPORT_TIMEOUT,
-};
+use crate::limits::{SWARM_REPORT_IDLE, SWARM_REPORT_MAX, SWARM_REPORT_MIN, SWARM_REPORT_PERIOD, SWARM_REPORT_TIMEOUT};
 
 /// Reports of one download.
 #[derive(Clone, Debug, Default)]

@@ -22,7 +22,8 @@ use dfstore_proto::message::{Holder, PieceRuns, Tracked};
 
 use crate::limits::{
     SWARM_CANDIDATES_MAX, SWARM_NODE_SILENCE_MAX, SWARM_NODES_MAX, SWARM_RECENT_HOLDERS, SWARM_REPORT_MAX,
-    SWARM_REPORT_MIN, SWARM_REPORT_SPREAD, SWARM_TABLE_BYTES_MAX, SWARM_UPLOADS_GOOD, SWARM_WINDOW_PIECES,
+    SWARM_REPORT_MIN, SWARM_REPORT_SPREAD, SWARM_STAGNANT, SWARM_STAGNANT_COPIES_MAX, SWARM_TABLE_BYTES_MAX,
+    SWARM_UPLOADS_GOOD, SWARM_WINDOW_PIECES,
 };
 use crate::swarm::random::Random;
 use crate::swarm::{Pieces, Report};
@@ -41,6 +42,8 @@ pub struct Tracker {
     wanted: Vec<u32>,
     /// For each piece, the slots of those that got it last. A slot may be another node's by now: it is only a hint.
     recent: Vec<[u32; SWARM_RECENT_HOLDERS]>,
+    /// For each piece, when a node got it or was suggested to get it, in milliseconds.
+    grown_ms: Vec<u32>,
     suggestions: Suggestions,
     random: Random,
 }
@@ -76,6 +79,7 @@ impl Tracker {
             held: vec![0; pieces],
             wanted: vec![0; pieces],
             recent: vec![[u32::MAX; SWARM_RECENT_HOLDERS]; pieces],
+            grown_ms: vec![0; pieces],
             suggestions: Suggestions::default(),
             random: Random::new(seed),
         }
@@ -89,7 +93,8 @@ impl Tracker {
             .filter(|piece| !have.contains(*piece))
             .take(dfstore_proto::limits::COUNTS_MAX)
             .collect();
-        let window = report.window.first..report.window.first.saturating_add(report.window.count.min(SWARM_WINDOW_PIECES));
+        let window =
+            report.window.first..report.window.first.saturating_add(report.window.count.min(SWARM_WINDOW_PIECES));
         let slot = self.nodes.slot_of(node);
         if let Some(slot) = slot {
             self.renew(slot, &have, &fetching, report.uploads, now);
@@ -131,8 +136,7 @@ impl Tracker {
     /// Who has what, in the order of their ids.
     pub fn holders(&self) -> Vec<Holding> {
         let holding = |node: &Node| Holding { node: node.id.clone(), pieces: node.have.len(), have: node.have.runs() };
-        let mut holders: Vec<Holding> =
-            self.nodes.iter().filter(|node| !node.have.is_empty()).map(holding).collect();
+        let mut holders: Vec<Holding> = self.nodes.iter().filter(|node| !node.have.is_empty()).map(holding).collect();
         holders.sort_by(|left, right| left.node.cmp(&right.node));
         holders
     }
@@ -166,6 +170,7 @@ impl Tracker {
             let recent = &mut self.recent[piece as usize];
             recent.rotate_right(1);
             recent[0] = slot;
+            self.grown_ms[piece as usize] = milliseconds(now);
         }
         have.iter().for_each(|piece| self.held[piece as usize] += 1);
         let open = self.suggestions.renew(slot, have, fetching, now);
@@ -266,9 +271,10 @@ impl Tracker {
             return Vec::new();
         }
         let wanted = &self.nodes.at(slot).wanted;
-        let lacks = asker.window.clone().filter(|piece| {
-            !asker.have.contains(*piece) && !asker.fetching.contains(piece) && !wanted.contains(piece)
-        });
+        let lacks = asker
+            .window
+            .clone()
+            .filter(|piece| !asker.have.contains(*piece) && !asker.fetching.contains(piece) && !wanted.contains(piece));
         let mut rarest: Vec<(u32, u32)> = lacks.map(|piece| (self.live_copies(piece, now), piece)).collect();
         rarest.sort_unstable();
         // Second copies only for a node that nobody else has anything for.
@@ -279,13 +285,24 @@ impl Tracker {
         for piece in &suggested {
             self.suggestions.add(slot, *piece, now);
             self.nodes.was_suggested(slot, *piece);
+            self.grown_ms[*piece as usize] = milliseconds(now);
             self.wanted[*piece as usize] += 1;
         }
         suggested
     }
 
-    /// Copies there are, or will be soon: a suggestion that takes too long does not count.
+    /// Copies there are, or will be soon. A suggestion that takes too long does not count; nor do a few copies that do
+    /// not become more, because then those that have them do not pass them on.
     fn live_copies(&self, piece: u32, now: Duration) -> u32 {
+        let age_ms = milliseconds(now).saturating_sub(self.grown_ms[piece as usize]);
+        let held = self.held[piece as usize];
+        if (1..=SWARM_STAGNANT_COPIES_MAX).contains(&held) && u128::from(age_ms) > SWARM_STAGNANT.as_millis() {
+            return 0;
+        }
         self.copies(piece).saturating_sub(self.suggestions.late(piece, now))
     }
+}
+
+fn milliseconds(time: Duration) -> u32 {
+    u32::try_from(time.as_millis()).unwrap_or(u32::MAX)
 }

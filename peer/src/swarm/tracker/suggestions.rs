@@ -6,19 +6,20 @@
 use std::time::Duration;
 
 use crate::limits::{
-    SWARM_NODE_SILENCE_MAX, SWARM_SUGGESTED_MIN, SWARM_SUGGESTED_OPEN_MAX, SWARM_SUGGESTED_TIME, SWARM_SUGGESTION_KEPT,
+    SWARM_NODE_SILENCE_MAX, SWARM_STAGNANT, SWARM_SUGGESTED_FIRST, SWARM_SUGGESTED_LATE, SWARM_SUGGESTED_MIN,
+    SWARM_SUGGESTED_OPEN_MAX, SWARM_SUGGESTED_SLOW, SWARM_SUGGESTED_TIME, SWARM_SUGGESTION_KEPT,
 };
 use crate::swarm::Pieces;
 use crate::swarm::rate::Rate;
 
 /// Suggestions that are open.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Suggestions {
     open: Vec<Open>,
     /// Suggestions that were carried out.
     done: Rate,
-    /// How long that took, of late.
-    takes: Duration,
+    /// How long that took, of late; `None` before the first.
+    takes: Option<Duration>,
 }
 
 #[derive(Clone, Debug)]
@@ -28,12 +29,6 @@ struct Open {
     at: Duration,
     /// The node said that it fetches the piece.
     is_started: bool,
-}
-
-impl Default for Suggestions {
-    fn default() -> Suggestions {
-        Suggestions { open: Vec::new(), done: Rate::default(), takes: Duration::from_millis(500) }
-    }
 }
 
 impl Suggestions {
@@ -48,7 +43,8 @@ impl Suggestions {
             let age = now.saturating_sub(open.at);
             if have.contains(open.piece) {
                 self.done.add(now);
-                self.takes = (self.takes * 7 + age.min(SWARM_NODE_SILENCE_MAX)) / 8;
+                let age = age.min(SWARM_NODE_SILENCE_MAX);
+                self.takes = Some(self.takes.map_or(age, |takes| (takes * 7 + age) / 8));
                 continue;
             }
             let is_fetching = fetching.contains(&open.piece);
@@ -64,10 +60,17 @@ impl Suggestions {
     /// How many more may be suggested to this node, of `nodes`. One that `had_enough` gets only what keeps the uplink
     /// from falling idle: the first copies are to be spread, so that the uplinks that pass them on are shared.
     pub fn room(&self, slot: u32, nodes: usize, had_enough: bool, now: Duration) -> usize {
-        let most = SWARM_SUGGESTED_MIN + self.done.within(SWARM_SUGGESTED_TIME, now);
+        let least = match self.takes {
+            // As long as nothing is complete there is nothing to pass on: the first ones are to be quick.
+            None => SWARM_SUGGESTED_FIRST,
+            Some(takes) if takes > SWARM_SUGGESTED_SLOW => SWARM_SUGGESTED_FIRST - 1,
+            Some(_) => SWARM_SUGGESTED_MIN,
+        };
+        let most = least + self.done.within(SWARM_SUGGESTED_TIME, now);
         let live = self.open.iter().filter(|open| !self.is_late(open, now)).count();
         // Late ones still take of the uplink: they make room, but not without end.
-        let room = most.saturating_sub(live).min((4 * most).min(SWARM_SUGGESTED_OPEN_MAX).saturating_sub(self.open.len()));
+        let room =
+            most.saturating_sub(live).min((4 * most).min(SWARM_SUGGESTED_OPEN_MAX).saturating_sub(self.open.len()));
         let room = if had_enough { room.saturating_sub(most - most.div_ceil(3)) } else { room };
         let mine = self.open.iter().filter(|open| open.slot == slot).count();
         room.min(most.div_ceil(nodes.max(1)).saturating_sub(mine))
@@ -84,7 +87,7 @@ impl Suggestions {
     }
 
     fn is_late(&self, open: &Open, now: Duration) -> bool {
-        now.saturating_sub(open.at) > self.takes * 2 + Duration::from_millis(500)
+        now.saturating_sub(open.at) > self.takes.map_or(SWARM_SUGGESTED_LATE, |takes| takes * 2 + SWARM_STAGNANT)
     }
 
     /// Takes out those that were never carried out: slot and piece of each.
