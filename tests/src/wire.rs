@@ -89,6 +89,11 @@ impl Wire {
         Ok(Wire { stream, session, unused, early: VecDeque::new(), ack })
     }
 
+    /// How long it waits for bytes from now on.
+    pub fn set_read_timeout(&self, timeout: Duration) -> io::Result<()> {
+        self.stream.set_read_timeout(Some(timeout))
+    }
+
     /// Makes a request.
     pub fn request(&mut self, message: impl Into<Message>) -> Result<RequestId> {
         let mut out = BytesMut::new();
