@@ -5,6 +5,7 @@
 //! can say not only what the client got but also what it cost. Everything else is answered as [`crate::s3s_server`]
 //! does. Signatures are checked before and after: nothing about the request is changed.
 
+use std::net::IpAddr;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -22,6 +23,7 @@ use tokio::sync::watch;
 
 use crate::bucket::{Bucket, S3Endpoint};
 use crate::dirs;
+use crate::relay::LOOPBACK;
 use crate::s3s_server::{self, Cut, FolderService, Front, Served};
 
 /// What goes wrong.
@@ -187,6 +189,11 @@ struct Counts {
 impl FaultyBackend {
     /// Starts one without rules.
     pub fn start() -> Result<FaultyBackend> {
+        FaultyBackend::start_on(LOOPBACK)
+    }
+
+    /// As [`start`](Self::start), on another address of this machine.
+    pub fn start_on(listen: IpAddr) -> Result<FaultyBackend> {
         let folder = dirs::temporary("faulty")?;
         let state = Arc::new(State {
             service: FolderService::new(folder.path(), None)?,
@@ -197,7 +204,7 @@ impl FaultyBackend {
             released: watch::Sender::new(false),
             counts: Arc::default(),
         });
-        let served = Served::start(|_| Ok(state.clone()))?;
+        let served = Served::start_on(listen, |_| Ok(state.clone()))?;
         Ok(FaultyBackend { served, state, _folder: folder })
     }
 

@@ -13,7 +13,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 
-use crate::relay::{Link, Relay};
+use crate::relay::{LOOPBACK, Link, Relay};
 
 const CHUNK_BYTES: usize = 256 << 10;
 
@@ -33,7 +33,7 @@ impl Meter {
     /// Starts one in front of `target`.
     pub fn start(target: SocketAddr) -> Result<Meter> {
         let counts = Arc::new(Counts { target, sent: AtomicU64::new(0), received: AtomicU64::new(0) });
-        let relay = Relay::start("meter", |_| Ok(counts.clone()))?;
+        let relay = Relay::start("meter", LOOPBACK, |_| Ok(counts.clone()))?;
         Ok(Meter { relay, counts })
     }
 

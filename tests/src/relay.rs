@@ -1,10 +1,10 @@
-//! A listener of loopback on a thread of its own, for servers and proxies inside a test program.
+//! A listener on a thread of its own, for servers and proxies inside a test program.
 //!
 //! A [`Link`] says what becomes of each connection; the thread runs all of them on one tokio runtime. When the relay
 //! is dropped the listener and every connection are closed. Only the start can fail; a connection that fails takes
 //! nothing else with it.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
@@ -12,6 +12,9 @@ use anyhow::{Context, Result};
 use futures_util::future::BoxFuture;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
+
+/// Where nearly all of them listen.
+pub const LOOPBACK: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 
 /// What becomes of a connection.
 pub trait Link: Send + Sync + 'static {
@@ -27,9 +30,13 @@ pub struct Relay {
 }
 
 impl Relay {
-    /// Serves on a free port. `link` is made when the port is known.
-    pub fn start<L: Link>(name: &str, link: impl FnOnce(SocketAddr) -> Result<Arc<L>>) -> Result<Relay> {
-        let listener = std::net::TcpListener::bind(("127.0.0.1", 0)).context("no free port on loopback")?;
+    /// Serves on a free port of this address. `link` is made when the port is known.
+    pub fn start<L: Link>(
+        name: &str,
+        listen: IpAddr,
+        link: impl FnOnce(SocketAddr) -> Result<Arc<L>>,
+    ) -> Result<Relay> {
+        let listener = std::net::TcpListener::bind((listen, 0)).with_context(|| format!("no free port on {listen}"))?;
         listener.set_nonblocking(true)?;
         let address = listener.local_addr()?;
         let link = link(address)?;

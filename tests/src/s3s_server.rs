@@ -8,7 +8,7 @@
 //! ListMultipartUploads, gives no entity tags in listings, and keys are paths of a file system. One thing is mended
 //! here: it says that the keys of a listing are URL-encoded, and does not encode them.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -29,7 +29,7 @@ use tokio::net::TcpStream;
 
 use crate::bucket::{Bucket, S3Endpoint};
 use crate::dirs;
-use crate::relay::{Link, Relay};
+use crate::relay::{LOOPBACK, Link, Relay};
 
 /// The one user's keys. No log of a peer may ever show them.
 pub const ACCESS_KEY: &str = "CANARYS3SACCESSKEY";
@@ -58,9 +58,14 @@ pub trait Front: Send + Sync + 'static {
 pub struct Served(Relay);
 
 impl Served {
-    /// Serves on a free port. `front` is made when the port is known.
+    /// Serves on a free port of loopback. `front` is made when the port is known.
     pub fn start<F: Front>(front: impl FnOnce(SocketAddr) -> Result<Arc<F>>) -> Result<Served> {
-        Relay::start("s3s", |address| Ok(Arc::new(Http(front(address)?)))).map(Served)
+        Served::start_on(LOOPBACK, front)
+    }
+
+    /// As [`start`](Self::start), on another address of this machine.
+    pub fn start_on<F: Front>(listen: IpAddr, front: impl FnOnce(SocketAddr) -> Result<Arc<F>>) -> Result<Served> {
+        Relay::start("s3s", listen, |address| Ok(Arc::new(Http(front(address)?)))).map(Served)
     }
 
     /// Where it listens.

@@ -3,7 +3,7 @@
 //! Traffic is counted at the bucket, never by the peers: by the server itself where it is ours, else by a relay in
 //! front of it.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use anyhow::{Context, Result};
 
@@ -17,6 +17,8 @@ use crate::seaweed::Seaweed;
 pub enum BackendKind {
     /// One inside this program that fails as told, with a bucket of its own.
     Faulty,
+    /// The same on this address, for nodes that do not share our loopback.
+    FaultyOn(IpAddr),
     /// SeaweedFS, with a bucket of its own.
     Seaweed,
     /// One that is there, through a relay on loopback that counts; its bucket of the same name is made.
@@ -55,6 +57,7 @@ impl Backend {
     pub(super) fn start(kind: BackendKind) -> Result<Backend> {
         match kind {
             BackendKind::Faulty => Ok(Backend::Faulty(FaultyBackend::start()?)),
+            BackendKind::FaultyOn(listen) => Ok(Backend::Faulty(FaultyBackend::start_on(listen)?)),
             BackendKind::Seaweed => {
                 let server = Seaweed::start()?;
                 let endpoint = server.endpoint().clone();

@@ -6,6 +6,7 @@
 
 mod backend;
 mod config;
+mod islands;
 mod node;
 
 use std::collections::BTreeSet;
@@ -23,6 +24,7 @@ use crate::faulty_backend::FaultyBackend;
 
 pub use backend::{Backend, BackendKind, Traffic};
 pub use config::{NodeOptions, Place, Wiring};
+pub use islands::Islands;
 pub use node::{Node, Ports};
 
 /// The bucket of every cluster that has a server of its own.
@@ -62,7 +64,7 @@ impl ClusterBuilder {
 
     /// Changes the options of every node. Call it after the numbers are set.
     pub fn all(mut self, mut change: impl FnMut(usize, &mut NodeOptions)) -> ClusterBuilder {
-        self.options.resize_with(self.seeds + self.peers, NodeOptions::default);
+        self.options.resize_with(self.count(), NodeOptions::default);
         self.options.iter_mut().enumerate().for_each(|(index, options)| change(index, options));
         self
     }
@@ -76,10 +78,15 @@ impl ClusterBuilder {
         })
     }
 
+    /// How many nodes it will have.
+    pub fn count(&self) -> usize {
+        self.seeds + self.peers
+    }
+
     /// Starts the first seed, then the others, then the peers, and waits until all see each other.
     pub fn start(mut self) -> Result<Cluster> {
         ensure!(self.seeds > 0, "a cluster needs a seed");
-        self.options.resize_with(self.seeds + self.peers, NodeOptions::default);
+        self.options.resize_with(self.count(), NodeOptions::default);
         let backend = Backend::start(self.backend)?;
         let bucket = backend.bucket(BUCKET)?;
         let peers = self.options.split_off(self.seeds);

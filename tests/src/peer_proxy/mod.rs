@@ -17,7 +17,7 @@ use anyhow::Result;
 use futures_util::future::BoxFuture;
 use tokio::net::TcpStream;
 
-use crate::relay::{Link, Relay};
+use crate::relay::{LOOPBACK, Link, Relay};
 use conditions::State;
 
 /// What goes wrong with a piece that the peer sends.
@@ -77,7 +77,7 @@ impl PeerProxy {
     /// Starts one that closes every connection until it knows its peer.
     pub fn start() -> Result<PeerProxy> {
         let state = Arc::new(State::default());
-        let relay = Relay::start("peer-proxy", |_| Ok(state.clone()))?;
+        let relay = Relay::start("peer-proxy", LOOPBACK, |_| Ok(state.clone()))?;
         Ok(PeerProxy { relay, state })
     }
 
