@@ -19,6 +19,7 @@ use anyhow::{Context, Result, anyhow, ensure};
 use dfstore_proto::message::NodeRole;
 
 use crate::bucket::{Bucket, S3Endpoint};
+use crate::data::Payload;
 use crate::eventually;
 use crate::faulty_backend::FaultyBackend;
 
@@ -182,6 +183,21 @@ impl Cluster {
             complete.map_err(|error| node.explain(error.context(format!("it sees {seen:?}"))))?;
         }
         Ok(())
+    }
+
+    /// Does the same with several nodes at the same time; gives what came out, in their order.
+    pub fn at_once<T: Send>(&self, nodes: &[usize], work: impl Fn(&Node) -> Result<T> + Sync) -> Result<Vec<T>> {
+        let work = &work;
+        thread::scope(|scope| {
+            let start = |index: usize| scope.spawn(move || work(&self.nodes[index]));
+            let threads: Vec<_> = nodes.iter().map(|index| start(*index)).collect();
+            threads.into_iter().map(|thread| thread.join().map_err(|_| anyhow!("a thread panicked"))?).collect()
+        })
+    }
+
+    /// Reads an object at all of these nodes at the same time; each must give this payload. Gives `X-Dfs-Cache`.
+    pub fn read_at_once(&self, nodes: &[usize], key: &str, payload: Payload) -> Result<Vec<String>> {
+        self.at_once(nodes, |node| node.read(key, payload))
     }
 
     /// The address of the manager of a seed.

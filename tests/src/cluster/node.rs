@@ -11,7 +11,7 @@ use std::process::ExitStatus;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use dfstore_proto::message::{NodeRole, Target};
+use dfstore_proto::message::{NodeRole, Scope, Target};
 
 use super::BUCKET;
 use super::config::{NodeOptions, Wiring, cluster_lines, object_storage};
@@ -274,6 +274,37 @@ impl Node {
     pub fn until_head(&self, what: &str, key: &str, holds: impl Fn(&Response) -> bool) -> Result<Response> {
         let asked = || self.ask("HEAD", key, &[]).ok().filter(|answer| holds(answer));
         eventually(&format!("{}: {what}", self.id), PATIENCE, asked).map_err(|error| self.explain(error))
+    }
+
+    /// PUT with `X-Dfs-Ack`; gives what `X-Dfs-Replicas` says.
+    pub fn put_with_ack(&self, key: &str, mode: u8, payload: Payload, ack: &str) -> Result<String> {
+        let answer = self.try_put(key, mode, payload, &[("X-Dfs-Ack", ack)])?;
+        ensure!(answer.status() == 200, "PUT {key} to {}: {} {}", self.id, answer.status(), answer.text());
+        Ok(answer.header("x-dfs-replicas").context("no X-Dfs-Replicas")?.to_owned())
+    }
+
+    /// Copies an object within the bucket.
+    pub fn copy(&self, source: &str, key: &str) -> Result<()> {
+        let form = ("Content-Type", "application/x-www-form-urlencoded");
+        let headers = [form, ("X-Dragonfly-Object-Operation", "copy")];
+        let body = format!("source_object_key={source}");
+        let answer = self.peer.request("PUT", &Node::path(key), &headers, body.as_bytes())?;
+        ensure!(answer.status() == 200, "copy {source} to {key} at {}: {}", self.id, answer.text());
+        Ok(())
+    }
+
+    /// Drops an object from this node alone.
+    pub fn evict(&self, key: &str) -> Result<()> {
+        let worked = self.native()?.evict(&Node::target(key), Scope::Node)?;
+        ensure!(worked.failures.is_empty(), "{key} is not dropped at {}: {:?}", self.id, worked.failures);
+        Ok(())
+    }
+
+    /// Who holds all pieces of an object, as the cluster knows it from this node.
+    pub fn whole_holders(&self, key: &str) -> Result<BTreeSet<String>> {
+        let found = self.native()?.locations(&Node::target(key))?;
+        let whole = found.info.pieces();
+        Ok(found.holders.into_iter().filter(|holder| holder.pieces == whole).map(|holder| holder.node).collect())
     }
 
     /// Waits until nothing of an object is owed to the backend any more.
