@@ -180,6 +180,11 @@ impl Peer {
         address_behind(&self.process.log(), words)
     }
 
+    /// Its log since it was started last.
+    pub fn log(&self) -> String {
+        self.process.log()
+    }
+
     /// The last lines of its log, indented.
     pub fn log_tail(&self) -> String {
         self.process.log_tail()

@@ -125,6 +125,16 @@ impl Node {
         self.restart(self.ports())
     }
 
+    /// Another backend in its file, from the next start on.
+    pub fn set_backend(&mut self, backend: &S3Endpoint) {
+        self.peer.spec.backend = Some(backend.clone());
+    }
+
+    /// What it has logged since it was started last.
+    pub fn log(&self) -> String {
+        self.peer.log()
+    }
+
     /// Its ports of now, or of its last life.
     pub fn ports(&self) -> Ports {
         Ports {
