@@ -12,6 +12,7 @@ use dfstore_proto::limits::{CONTROL_BYTES_MAX, PIECE_BYTES_MAX};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::sync::Notify;
 
 use super::conditions::State;
 use super::{Fault, Way};
@@ -22,8 +23,9 @@ const CHUNK_BYTES: usize = 64 << 10;
 pub(super) async fn both_ways(client: TcpStream, peer: TcpStream, state: &State) -> io::Result<()> {
     let (client_in, client_out) = client.into_split();
     let (peer_in, peer_out) = peer.into_split();
-    let mut requests = Lane { from: client_in, to: peer_out, way: Way::ToPeer, state };
-    let mut answers = Lane { from: peer_in, to: client_out, way: Way::FromPeer, state };
+    let client_left = &Notify::new();
+    let mut requests = Lane { from: client_in, to: peer_out, way: Way::ToPeer, state, client_left };
+    let mut answers = Lane { from: peer_in, to: client_out, way: Way::FromPeer, state, client_left };
     tokio::try_join!(requests.copy(), answers.frames()).map(drop)
 }
 
@@ -33,6 +35,8 @@ struct Lane<'a> {
     to: OwnedWriteHalf,
     way: Way,
     state: &'a State,
+    /// Told once the client sends nothing more: whoever is silent towards it need not be so any longer.
+    client_left: &'a Notify,
 }
 
 impl Lane<'_> {
@@ -47,6 +51,7 @@ impl Lane<'_> {
         loop {
             let count = self.from.read(&mut buffer).await?;
             if count == 0 {
+                self.client_left.notify_one();
                 return self.to.shutdown().await;
             }
             self.state.frame_delay().await;
@@ -118,7 +123,10 @@ impl Lane<'_> {
         }
         match fault {
             Some(Fault::CutAfter(_)) => Err(io::ErrorKind::ConnectionAborted.into()),
-            Some(Fault::SilentAfter(_)) => std::future::pending().await,
+            Some(Fault::SilentAfter(_)) => {
+                self.client_left.notified().await;
+                Err(io::ErrorKind::ConnectionAborted.into())
+            }
             _ => Ok(()),
         }
     }
