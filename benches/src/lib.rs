@@ -4,7 +4,10 @@
 //! `cargo test`, each is a smoke test of seconds. The programs in `src/bin` compare the peer with outside references.
 //! May call any crate of the workspace; nothing calls it.
 
+pub mod curl;
+pub mod distribution;
 pub mod fio;
+pub mod iperf3;
 pub mod lab;
 pub mod load;
 pub mod pairs;

@@ -14,7 +14,13 @@ fn a_peer_stays_within_its_memory() {
 
 #[test]
 fn wrong_usage_exits_with_2() {
-    for program in [env!("CARGO_BIN_EXE_dfstore-memory"), env!("CARGO_BIN_EXE_dfstore-paired")] {
+    let programs = [
+        env!("CARGO_BIN_EXE_dfstore-memory"),
+        env!("CARGO_BIN_EXE_dfstore-paired"),
+        env!("CARGO_BIN_EXE_dfstore-swarm"),
+        env!("CARGO_BIN_EXE_dfstore-peer-link"),
+    ];
+    for program in programs {
         let output = Command::new(program).arg("--bogus").output().expect("runs");
         assert_eq!(output.status.code(), Some(2));
     }

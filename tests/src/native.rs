@@ -16,8 +16,8 @@ use dfstore_proto::frame::{PieceHead, RequestId};
 use dfstore_proto::ids::ObjectName;
 use dfstore_proto::limits::PIECE_BYTES_MAX;
 use dfstore_proto::message::{
-    Delete, Hello, Message, Open, PutBegin, PutCommit, PutDone, PutReady, Read as ReadPieces, Role, Route, Stat,
-    Target, Token, VersionInfo,
+    Delete, Evict, Hello, Message, NodeInfo, Nodes, Open, Prefetch, PutBegin, PutCommit, PutDone, PutReady,
+    Read as ReadPieces, ReadEnd, Role, Route, Scope, Stat, Target, Token, VersionInfo, Where, WhereOk, Worked,
 };
 use dfstore_proto::object::{ObjectMeta, WriteMode};
 use dfstore_proto::preface::Versions;
@@ -40,6 +40,15 @@ pub struct NativeClient {
 impl NativeClient {
     /// Connects, for work on this object.
     pub fn connect(address: SocketAddr, target: &Target) -> Result<NativeClient> {
+        NativeClient::open(address, Route::Task(target.task()))
+    }
+
+    /// Connects, for work on no object in particular.
+    pub fn connect_any(address: SocketAddr) -> Result<NativeClient> {
+        NativeClient::open(address, Route::Any)
+    }
+
+    fn open(address: SocketAddr, route: Route) -> Result<NativeClient> {
         let stream = TcpStream::connect(address).with_context(|| format!("cannot connect to {address}"))?;
         stream.set_nodelay(true)?;
         stream.set_read_timeout(Some(TIMEOUT))?;
@@ -47,7 +56,7 @@ impl NativeClient {
         let hello = Hello {
             versions: Versions::OURS,
             role: Role::Client,
-            route: Route::Task(target.task()),
+            route,
             token: Token::default(),
             agent: "dfstore-tests".to_owned(),
             piece_bytes_max: PIECE_BYTES_MAX,
@@ -79,14 +88,61 @@ impl NativeClient {
         }
     }
 
+    /// The name of the node that is asked, and the nodes of its cluster, all pages.
+    pub fn nodes(&mut self) -> Result<(String, Vec<NodeInfo>)> {
+        let mut nodes: Vec<NodeInfo> = Vec::new();
+        loop {
+            let after = nodes.last().map_or(String::new(), |last| last.id.clone());
+            match self.ask(Nodes { after })? {
+                Message::NodesOk(page) => {
+                    ensure!(!page.truncated || !page.nodes.is_empty(), "an empty page, and more to follow");
+                    nodes.extend(page.nodes);
+                    if !page.truncated {
+                        return Ok((page.me, nodes));
+                    }
+                }
+                other => bail!("no NODES_OK but {other:?}"),
+            }
+        }
+    }
+
+    /// Who holds an object.
+    pub fn locations(&mut self, target: &Target) -> Result<WhereOk> {
+        match self.ask(Where { target: target.clone(), local_only: false })? {
+            Message::WhereOk(found) => Ok(found),
+            other => bail!("no WHERE_OK but {other:?}"),
+        }
+    }
+
+    /// Drops an object from the cache.
+    pub fn evict(&mut self, target: &Target, scope: Scope) -> Result<Worked> {
+        match self.ask(Evict { target: target.clone(), scope })? {
+            Message::Worked(worked) => Ok(worked),
+            other => bail!("no WORKED but {other:?}"),
+        }
+    }
+
+    /// Fetches an object into the cache.
+    pub fn prefetch(&mut self, target: &Target, scope: Scope) -> Result<Worked> {
+        match self.ask(Prefetch { target: target.clone(), scope })? {
+            Message::Worked(worked) => Ok(worked),
+            other => bail!("no WORKED but {other:?}"),
+        }
+    }
+
     /// Reads a whole object and hands its bytes on with their offsets (pieces may come in any order); gives its length.
-    pub fn get(&mut self, target: &Target, mut take: impl FnMut(u64, &[u8])) -> Result<u64> {
+    pub fn get(&mut self, target: &Target, take: impl FnMut(u64, &[u8])) -> Result<u64> {
+        self.get_with_sources(target, take).map(|(length, _)| length)
+    }
+
+    /// As [`get`](Self::get); gives also where the bytes came from.
+    pub fn get_with_sources(&mut self, target: &Target, mut take: impl FnMut(u64, &[u8])) -> Result<(u64, ReadEnd)> {
         let info = match self.ask(Open { target: target.clone(), no_cache: false })? {
             Message::OpenOk(info) => info,
             other => bail!("no OPEN_OK but {other:?}"),
         };
         if info.meta.length == 0 {
-            return Ok(0);
+            return Ok((0, ReadEnd::default()));
         }
         let (generation, piece_count) = (info.generation, info.pieces());
         self.send(ReadPieces { target: target.clone(), generation, first_piece: 0, piece_count })?;
@@ -98,7 +154,7 @@ impl NativeClient {
                     self.session.grant(1, &mut out)?;
                     self.stream.write_all(&out)?;
                 }
-                Event::Message { message: Message::ReadEnd(_), .. } => return Ok(info.meta.length),
+                Event::Message { message: Message::ReadEnd(end), .. } => return Ok((info.meta.length, end)),
                 other => refuse(other)?,
             }
         }

@@ -1,10 +1,10 @@
 //! A real `dfstore-peer` process: its configuration file, its start, its end, and what can be seen from outside.
 //!
 //! The peer listens on ports the system chooses and names them in its log (`listening on ADDRESS`, and `metrics on
-//! URL` for the admin listener). Killed when dropped; its data folder goes with it unless the test brought one.
+//! URL` for the admin listener; in a cluster also `peers on`, `manager on` and `gossip on`). Killed when dropped; its data folder goes with it unless the test brought one.
 
 use std::fs;
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
 use std::time::Duration;
@@ -17,7 +17,7 @@ use crate::bucket::{Bucket, S3Endpoint};
 use crate::cli::{self, Output};
 use crate::dirs;
 use crate::http::{self, Response};
-use crate::process::{Process, leashed, watch_over_this_program};
+use crate::process::{Process, leashed_in, watch_over_this_program};
 use crate::samples::Samples;
 use crate::until::eventually;
 
@@ -28,8 +28,8 @@ const STOP_TIMEOUT: Duration = Duration::from_secs(30);
 /// How to start a peer.
 #[derive(Clone, Debug)]
 pub struct PeerSpec {
-    /// The backend.
-    pub backend: S3Endpoint,
+    /// The backend; `None` for a peer that gets it from a manager.
+    pub backend: Option<S3Endpoint>,
     /// `objectStorage.name`: `s3` or `oss`.
     pub provider: String,
     /// Data folder; `None` makes one that goes away with the peer.
@@ -42,19 +42,25 @@ pub struct PeerSpec {
     pub shards: String,
     /// Further lines of the configuration file, at the top level.
     pub extra: String,
-    /// One further line of the section `objectStorage`, such as `freshness: always`.
+    /// Further lines of the section `objectStorage`, such as `freshness: always`; all but the first are indented by two.
     pub object_storage: String,
     /// Environment variables, for example `DFSTORE_LOG_LEVEL`.
     pub environment: Vec<(String, String)>,
-    /// Address of the object API; port 0 lets the system choose.
+    /// Where the object API and the metrics listen.
+    pub listen: IpAddr,
+    /// Port of the object API; 0 lets the system choose.
     pub listen_port: u16,
+    /// Port of the metrics; 0 lets the system choose.
+    pub metrics_port: u16,
+    /// Network namespace that it runs in.
+    pub namespace: Option<String>,
 }
 
 impl PeerSpec {
     /// The defaults of tests, in front of this backend.
     pub fn new(backend: &S3Endpoint) -> PeerSpec {
         PeerSpec {
-            backend: backend.clone(),
+            backend: Some(backend.clone()),
             provider: "s3".to_owned(),
             data_path: None,
             capacity: "4GiB".to_owned(),
@@ -63,24 +69,31 @@ impl PeerSpec {
             extra: String::new(),
             object_storage: String::new(),
             environment: Vec::new(),
+            listen: Ipv4Addr::LOCALHOST.into(),
             listen_port: 0,
+            metrics_port: 0,
+            namespace: None,
         }
     }
 
     /// The configuration file of a peer that keeps its data in this folder.
     pub fn yaml(&self, data_path: &Path) -> String {
-        let PeerSpec { backend, provider, capacity, memory_budget, shards, extra, object_storage, listen_port, .. } =
-            self;
-        let S3Endpoint { url, access_key, secret_key } = backend;
+        let PeerSpec { provider, capacity, memory_budget, shards, extra, object_storage, listen, .. } = self;
+        let backend = self.backend.as_ref().map_or(String::new(), |S3Endpoint { url, access_key, secret_key }| {
+            format!(
+                "name: {provider}\n  region: us-east-1\n  endpoint: {url}\n  \
+                 accessKey: {access_key}\n  secretKey: {secret_key}\n  "
+            )
+        });
         format!(
-            "objectStorage:\n  enable: true\n  name: {provider}\n  region: us-east-1\n  endpoint: {url}\n  \
-             accessKey: {access_key}\n  secretKey: {secret_key}\n  \
-             tcpListen: {{ listen: 127.0.0.1, port: {listen_port} }}\n\
+            "objectStorage:\n  enable: true\n  {backend}tcpListen: {{ listen: {listen}, port: {} }}\n\
              \x20 {object_storage}\n\
              storage: {{ dataPath: {path:?}, capacity: {capacity} }}\n\
              memory: {{ budget: {memory_budget} }}\n\
-             metrics: {{ listen: \"127.0.0.1:0\" }}\n\
+             metrics: {{ listen: \"{}\" }}\n\
              shards: {shards}\n{extra}\n",
+            self.listen_port,
+            SocketAddr::new(*listen, self.metrics_port),
             path = data_path.display().to_string(),
         )
     }
@@ -155,6 +168,26 @@ impl Peer {
     /// Where the object API (and the native protocol) listens.
     pub fn address(&self) -> SocketAddr {
         self.addresses.api
+    }
+
+    /// Where its metrics listen.
+    pub fn metrics_address(&self) -> SocketAddr {
+        self.addresses.metrics
+    }
+
+    /// The address that it has logged behind these words, such as `manager on`.
+    pub fn listens(&self, words: &str) -> Option<SocketAddr> {
+        address_behind(&self.process.log(), words)
+    }
+
+    /// Its log since it was started last.
+    pub fn log(&self) -> String {
+        self.process.log()
+    }
+
+    /// The last lines of its log, indented.
+    pub fn log_tail(&self) -> String {
+        self.process.log_tail()
     }
 
     /// The endpoint as the command line wants it.
@@ -232,7 +265,7 @@ fn run(spec: &PeerSpec, data_path: &Path, folder: &Path, start: u32) -> Result<P
     let config = folder.join("peer.yaml");
     fs::write(&config, spec.yaml(data_path)).context("the configuration file")?;
     fs::create_dir_all(data_path).context("the data folder")?;
-    let mut command = leashed(binary("dfstore-peer")?);
+    let mut command = leashed_in(spec.namespace.as_deref(), binary("dfstore-peer")?);
     command.arg("--config").arg(&config).env("NO_COLOR", "1").env("AWS_EC2_METADATA_DISABLED", "true");
     command.envs(spec.environment.iter().map(|(name, value)| (name, value)));
     Process::start("dfstore-peer", command, &folder.join(format!("peer-{start}.log")))
@@ -260,13 +293,17 @@ fn ready_at(log: &str) -> Option<Addresses> {
 }
 
 fn listening(log: &str) -> Option<Addresses> {
-    let metrics = log.lines().filter(|line| line.contains("metrics on")).find_map(address_in);
-    Some(Addresses { api: listening_address(log)?, metrics: metrics? })
+    Some(Addresses { api: listening_address(log)?, metrics: address_behind(log, "metrics on")? })
 }
 
 /// The address in the first line that says "listening on".
 pub fn listening_address(log: &str) -> Option<SocketAddr> {
-    log.lines().filter(|line| line.contains("listening on")).find_map(address_in)
+    address_behind(log, "listening on")
+}
+
+/// The address behind these words, in the first line that has both.
+fn address_behind(log: &str, words: &str) -> Option<SocketAddr> {
+    log.lines().filter_map(|line| line.split_once(words)).find_map(|(_, rest)| address_in(rest))
 }
 
 /// The first word of a line that is a socket address, also within a URL.
@@ -286,6 +323,23 @@ mod tests {
         let found = listening(log).expect("both");
         assert_eq!((found.api.port(), found.metrics.port()), (65004, 9));
         assert!(listening("INFO listening on 127.0.0.1:7\n").is_none(), "waits for both lines");
+        let manager = address_behind("INFO manager on 10.0.0.1:3 address=10.0.0.1:3\n", "manager on");
+        assert_eq!(manager.map(|address| address.port()), Some(3));
         assert_eq!(listening_address("listening on http://127.0.0.1:8\n").map(|address| address.port()), Some(8));
+    }
+
+    #[test]
+    fn file_without_a_backend_names_none() {
+        let backend = S3Endpoint { url: "http://h:1".into(), access_key: "a".into(), secret_key: "s".into() };
+        let mut spec = PeerSpec::new(&backend);
+        assert!(spec.yaml(Path::new("/d")).contains("endpoint: http://h:1"));
+        spec.backend = None;
+        spec.listen = Ipv4Addr::new(10, 0, 0, 2).into();
+        let text = spec.yaml(Path::new("/d"));
+        assert!(
+            text.starts_with("objectStorage:\n  enable: true\n  tcpListen: { listen: 10.0.0.2, port: 0 }\n"),
+            "{text}"
+        );
+        assert!(text.contains("metrics: { listen: \"10.0.0.2:0\" }"), "{text}");
     }
 }

@@ -30,8 +30,18 @@ type Start = (Command, SyncSender<std::io::Result<Child>>);
 
 /// A command that dies with this process. Start it with [`spawn`] or [`Process::start`].
 pub fn leashed(program: impl AsRef<OsStr>) -> Command {
+    leashed_in(None, program)
+}
+
+/// As [`leashed`], within this network namespace (see [`crate::netns`]).
+pub fn leashed_in(namespace: Option<&str>, program: impl AsRef<OsStr>) -> Command {
     let mut command = Command::new("setpriv");
-    command.args(["--pdeathsig", "KILL", "--"]).arg(program);
+    command.args(["--pdeathsig", "KILL", "--"]);
+    if let Some(namespace) = namespace {
+        // It replaces itself by the program: process id and leash stay.
+        command.args(["ip", "netns", "exec", namespace]);
+    }
+    command.arg(program);
     // A group of its own: ^C at the terminal reaches us alone, and we end our children in order.
     command.process_group(0);
     command
@@ -137,6 +147,13 @@ impl Process {
         String::from_utf8_lossy(&fs::read(&self.log).unwrap_or_default()).into_owned()
     }
 
+    /// The last lines that it has printed, indented.
+    pub fn log_tail(&self) -> String {
+        let log = self.log();
+        let lines: Vec<&str> = log.lines().collect();
+        lines[lines.len().saturating_sub(TAIL_LINES)..].join("\n    ")
+    }
+
     /// Adds the process's state and the end of its log to an error.
     pub fn explain(&mut self, error: anyhow::Error) -> anyhow::Error {
         let state = match self.ended() {
@@ -147,10 +164,7 @@ impl Process {
             Ok(None) => "is running".to_owned(),
             Err(error) => format!("is in an unknown state ({error})"),
         };
-        let log = self.log();
-        let lines: Vec<&str> = log.lines().collect();
-        let tail = lines[lines.len().saturating_sub(TAIL_LINES)..].join("\n    ");
-        error.context(format!("{} {state}; the end of its log:\n    {tail}", self.name))
+        error.context(format!("{} {state}; the end of its log:\n    {}", self.name, self.log_tail()))
     }
 
     /// Resident memory in bytes.

@@ -8,10 +8,9 @@
 //! ListMultipartUploads, gives no entity tags in listings, and keys are paths of a file system. One thing is mended
 //! here: it says that the keys of a listing are URL-encoded, and does not encode them.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::thread::JoinHandle;
 
 use anyhow::{Context, Result, anyhow};
 use bytes::Bytes;
@@ -26,11 +25,11 @@ use s3s::host::SingleDomain;
 use s3s::service::{S3Service, S3ServiceBuilder};
 use s3s_fs::FileSystem;
 use tempfile::TempDir;
-use tokio::net::TcpListener;
-use tokio::sync::watch;
+use tokio::net::TcpStream;
 
 use crate::bucket::{Bucket, S3Endpoint};
 use crate::dirs;
+use crate::relay::{LOOPBACK, Link, Relay};
 
 /// The one user's keys. No log of a peer may ever show them.
 pub const ACCESS_KEY: &str = "CANARYS3SACCESSKEY";
@@ -56,59 +55,34 @@ pub trait Front: Send + Sync + 'static {
 }
 
 /// A front that is being served by a thread.
-pub struct Served {
-    address: SocketAddr,
-    stop: watch::Sender<bool>,
-    thread: Option<JoinHandle<()>>,
-}
+pub struct Served(Relay);
 
 impl Served {
-    /// Serves on a free port. `front` is made when the port is known.
+    /// Serves on a free port of loopback. `front` is made when the port is known.
     pub fn start<F: Front>(front: impl FnOnce(SocketAddr) -> Result<Arc<F>>) -> Result<Served> {
-        let listener = std::net::TcpListener::bind(("127.0.0.1", 0)).context("no free port on loopback")?;
-        listener.set_nonblocking(true)?;
-        let address = listener.local_addr()?;
-        let front = front(address)?;
-        let (stop, mut stopped) = watch::channel(false);
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        let thread = std::thread::Builder::new().name("s3s".into()).spawn(move || {
-            runtime.block_on(async {
-                let listener = TcpListener::from_std(listener).expect("a listener that does not block");
-                tokio::select! {
-                    () = serve(listener, front) => {}
-                    _ = stopped.wait_for(|stop| *stop) => {}
-                }
-            });
-            runtime.shutdown_background();
-        })?;
-        Ok(Served { address, stop, thread: Some(thread) })
+        Served::start_on(LOOPBACK, front)
+    }
+
+    /// As [`start`](Self::start), on another address of this machine.
+    pub fn start_on<F: Front>(listen: IpAddr, front: impl FnOnce(SocketAddr) -> Result<Arc<F>>) -> Result<Served> {
+        Relay::start("s3s", listen, |address| Ok(Arc::new(Http(front(address)?)))).map(Served)
     }
 
     /// Where it listens.
     pub fn address(&self) -> SocketAddr {
-        self.address
+        self.0.address()
     }
 }
 
-impl Drop for Served {
-    fn drop(&mut self) {
-        let _ = self.stop.send(true);
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
-        }
-    }
-}
+struct Http<F>(Arc<F>);
 
-async fn serve<F: Front>(listener: TcpListener, front: Arc<F>) {
-    loop {
-        let Ok((stream, _)) = listener.accept().await else { continue };
-        let _ = stream.set_nodelay(true);
-        let front = front.clone();
-        tokio::spawn(async move {
-            let service = service_fn(move |request| front.clone().answer(request));
+impl<F: Front> Link for Http<F> {
+    fn carry(self: Arc<Self>, client: TcpStream) -> BoxFuture<'static, ()> {
+        Box::pin(async move {
+            let service = service_fn(move |request| self.0.clone().answer(request));
             // An error is a connection that ended in the middle, often on purpose.
-            let _ = hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service).await;
-        });
+            let _ = hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(client), service).await;
+        })
     }
 }
 

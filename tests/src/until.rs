@@ -8,13 +8,30 @@ use std::sync::{Arc, LazyLock};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, anyhow, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::flag;
 
 static INTERRUPTED: LazyLock<Arc<AtomicBool>> = LazyLock::new(Arc::default);
 
 /// The flag that ends all waiting of this process, for a signal handler to raise.
 pub fn interruption() -> Arc<AtomicBool> {
     INTERRUPTED.clone()
+}
+
+/// As a shell reports a program that ^C ended.
+pub const EXIT_INTERRUPTED: u8 = 130;
+
+/// Raises the flag at SIGINT, SIGTERM and SIGHUP. The second one ends us at once, when cleaning up takes too long; our
+/// children die with us.
+pub fn heed_signals() -> Result<()> {
+    for signal in [SIGINT, SIGTERM, SIGHUP] {
+        let interrupted = interruption();
+        flag::register_conditional_shutdown(signal, i32::from(EXIT_INTERRUPTED), interrupted.clone())
+            .and_then(|_| flag::register(signal, interrupted))
+            .with_context(|| format!("cannot watch for signal {signal}"))?;
+    }
+    Ok(())
 }
 
 /// An error once the flag is up.

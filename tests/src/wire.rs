@@ -66,12 +66,17 @@ pub fn hello(route: Route, credits: u32) -> Hello {
 impl Wire {
     /// Connects and says hello.
     pub fn open(address: SocketAddr, route: Route, credits: u32) -> Result<Wire> {
+        Wire::open_as(address, hello(route, credits))
+    }
+
+    /// As [`open`](Self::open), with another hello. A refusal is an error with the peer's text.
+    pub fn open_as(address: SocketAddr, hello: Hello) -> Result<Wire> {
         let mut stream = TcpStream::connect(address).with_context(|| format!("cannot connect to {address}"))?;
         stream.set_nodelay(true)?;
         stream.set_read_timeout(Some(TIMEOUT))?;
         stream.set_write_timeout(Some(TIMEOUT))?;
         let mut out = BytesMut::new();
-        let mut session = Session::connecting(hello(route, credits), &mut out)?;
+        let mut session = Session::connecting(hello, &mut out)?;
         stream.write_all(&out)?;
         let mut unused = Vec::new();
         let ack = loop {
@@ -82,11 +87,17 @@ impl Wire {
                     unused.drain(..used);
                     break ack;
                 }
+                Some(Event::Closed(error)) => bail!("refused: {:?}: {} {}", error.code, error.message, error.detail),
                 Some(other) => bail!("no HELLO_ACK but {other:?}"),
                 None => unused = read_some(&mut stream)?.context("closed instead of HELLO_ACK")?,
             }
         };
         Ok(Wire { stream, session, unused, early: VecDeque::new(), ack })
+    }
+
+    /// How long it waits for bytes from now on.
+    pub fn set_read_timeout(&self, timeout: Duration) -> io::Result<()> {
+        self.stream.set_read_timeout(Some(timeout))
     }
 
     /// Makes a request.

@@ -10,6 +10,7 @@ use dfstore_tests::process::{Process, leashed};
 use dfstore_tests::{dirs, eventually};
 
 const SERVER: &str = env!("CARGO_BIN_EXE_dfstore-test-s3");
+const DEMO: &str = env!("CARGO_BIN_EXE_dfstore-demo");
 
 #[test]
 fn keeps_objects_and_refuses_wrong_signatures() {
@@ -32,8 +33,8 @@ fn keeps_objects_and_refuses_wrong_signatures() {
 
 #[test]
 fn wrong_usage_exits_with_2() {
-    for (program, arguments) in [(SERVER, &["--bogus"][..]), (env!("CARGO_BIN_EXE_dfstore-demo"), &["--size", "huge"])]
-    {
+    let wrong = [(SERVER, &["--bogus"][..]), (DEMO, &["--size", "huge"]), (DEMO, &["--peers", "2"])];
+    for (program, arguments) in wrong {
         let output = Command::new(program).args(arguments).output().expect("runs");
         assert_eq!(output.status.code(), Some(2), "{}", String::from_utf8_lossy(&output.stderr));
     }

@@ -1,70 +1,67 @@
-//! What the demo plays on: a folder, an S3 server over it, and a peer.
+//! What the demo plays on: a folder, an S3 server over it, and a peer or a cluster.
 //!
 //! Lies under `target/tmp` (see `dfstore_tests::dirs`), on a disk of the developer's, because the peer wants direct I/O
 //! and the files are large. Everything is stopped and removed when the stage is dropped, the processes first.
 
 use std::fs;
-use std::path::PathBuf;
-use std::time::{Duration, Instant};
+use std::net::Ipv4Addr;
+use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, anyhow, ensure};
-use dfstore_tests::binaries::binary;
+use anyhow::{Context, Result, ensure};
 use dfstore_tests::bucket::{Bucket, S3Endpoint};
+use dfstore_tests::cluster::{BackendKind, Cluster};
 use dfstore_tests::data::Payload;
-use dfstore_tests::peer::{Peer, PeerSpec, listening_address};
-use dfstore_tests::process::{Process, leashed};
-use dfstore_tests::{dirs, eventually};
+use dfstore_tests::dirs;
+use dfstore_tests::folder_s3::FolderS3;
+use dfstore_tests::peer::{Peer, PeerSpec};
 use tempfile::TempDir;
 
 use super::compare;
 use super::size::Size;
 
-const ACCESS_KEY: &str = "demo-access-key";
-const SECRET_KEY: &str = "demo-secret-key";
 const BUCKET: &str = "demo";
-/// At the same time on disk: the file, the peer's pieces, the bucket's object and its parts, a copy.
-const DISK_COPIES: u64 = 5;
+/// At the same time on disk: the file, the bucket's object and its parts.
+const DISK_COPIES_BUCKET: u64 = 3;
+/// And the peer's pieces, and a copy.
+const DISK_COPIES_ALONE: u64 = DISK_COPIES_BUCKET + 2;
 const DISK_RESERVE_BYTES: u64 = 1 << 30;
 
 /// Everything that must be stopped and removed in the end. Fields are dropped in this order.
-pub struct Stage {
-    /// The peer under show.
-    pub peer: Peer,
-    _s3: Process,
-    /// The bucket behind the peer, seen directly.
+pub struct Stage<P> {
+    /// The peer, or the cluster, under show.
+    pub peers: P,
+    _s3: FolderS3,
+    /// The bucket behind it, seen directly.
     pub bucket: Bucket,
     /// What is copied.
     pub payload: Payload,
     folder: TempDir,
 }
 
-impl Stage {
-    /// Makes the file up and starts the servers.
-    pub fn set_up(length: u64) -> Result<Stage> {
+impl<P> Stage<P> {
+    /// Makes the file up and starts the servers. `start` starts the peers, which keep their data below the folder that
+    /// it is given. `disk_copies`: how often the file is on the disk at the same time.
+    fn set_up_with(
+        length: u64,
+        disk_copies: u64,
+        start: impl FnOnce(&S3Endpoint, &Path) -> Result<(P, Bucket)>,
+    ) -> Result<Stage<P>> {
         let folder = dirs::temporary("demo")?;
-        check_space(&folder, length)?;
+        check_space(&folder, length, disk_copies)?;
         // Not the same file twice, so that nothing left over anywhere can pass for the right bytes.
         let seed = u64::from(std::process::id()) ^ dfstore_seed();
         let payload = Payload::new(seed, length);
         eprintln!("a file of {}, in {}", Size(length), folder.path().display());
         compare::make(&payload, &folder.path().join("original"))?;
-        let (s3, endpoint) = start_s3(&folder)?;
-        let bucket = endpoint.bucket(BUCKET);
-        bucket.create()?;
-        let mut spec = PeerSpec::new(&endpoint);
-        spec.data_path = Some(folder.path().join("data"));
-        spec.capacity = format!("{}MiB", ((2 * length) >> 20) + 1024);
-        spec.memory_budget = "512MiB".to_owned();
-        spec.shards = "auto".to_owned();
-        eprintln!("S3 server at {}", endpoint.url);
-        let peer = Peer::start_with(spec).context("the peer does not start")?;
-        eprintln!("dfstore-peer at {}", peer.endpoint());
-        Ok(Stage { peer, _s3: s3, bucket, payload, folder })
+        let s3 = FolderS3::start(folder.path(), Ipv4Addr::LOCALHOST.into(), None)?;
+        eprintln!("S3 server at {}", s3.endpoint().url);
+        let (peers, bucket) = start(&s3.endpoint(), folder.path())?;
+        Ok(Stage { peers, _s3: s3, bucket, payload, folder })
     }
 
     /// The object that everything is about.
     pub fn object(&self) -> String {
-        format!("dfs://{BUCKET}/{}", self.key())
+        format!("dfs://{}/{}", self.bucket.name, self.key())
     }
 
     /// Its key.
@@ -77,17 +74,59 @@ impl Stage {
         self.folder.path().join("original")
     }
 
-    /// Where copies go.
-    pub fn copy(&self) -> PathBuf {
-        self.folder.path().join("copy")
+    /// Where the copy that is made by this peer goes.
+    pub fn copy(&self, number: usize) -> PathBuf {
+        self.folder.path().join(format!("copy-{number}"))
+    }
+}
+
+impl Stage<Peer> {
+    /// One peer.
+    pub fn set_up(length: u64) -> Result<Stage<Peer>> {
+        Stage::set_up_with(length, DISK_COPIES_ALONE, |endpoint, folder| {
+            let bucket = endpoint.bucket(BUCKET);
+            bucket.create()?;
+            let mut spec = PeerSpec::new(endpoint);
+            spec.data_path = Some(folder.join("data"));
+            spec.capacity = capacity(length);
+            spec.memory_budget = "512MiB".to_owned();
+            spec.shards = "auto".to_owned();
+            let peer = Peer::start_with(spec).context("the peer does not start")?;
+            eprintln!("dfstore-peer at {}", peer.endpoint());
+            Ok((peer, bucket))
+        })
     }
 
     /// Stops the peer, removes all it has, and starts it again.
     pub fn wipe_peer(&mut self) -> Result<()> {
-        self.peer.terminate()?;
-        fs::remove_dir_all(self.peer.data_path()).context("removing the peer's data")?;
-        self.peer.restart()
+        self.peers.terminate()?;
+        fs::remove_dir_all(self.peers.data_path()).context("removing the peer's data")?;
+        self.peers.restart()
     }
+}
+
+impl Stage<Cluster> {
+    /// A seed and `nodes - 1` peers, with a relay in front of the bucket that counts.
+    pub fn set_up(length: u64, nodes: usize) -> Result<Stage<Cluster>> {
+        let disk_copies = DISK_COPIES_BUCKET + 2 * nodes as u64;
+        Stage::set_up_with(length, disk_copies, |endpoint, folder| {
+            let builder = Cluster::builder().seeds(1).peers(nodes - 1);
+            let builder = builder.backend(BackendKind::Metered(endpoint.clone())).all(|index, options| {
+                options.data_path = Some(folder.join(format!("data-{index}")));
+                options.capacity = capacity(length);
+                options.memory_budget = "256MiB".to_owned();
+            });
+            let cluster = builder.start().context("the cluster does not start")?;
+            // Past the relay: our own looking does not count.
+            let bucket = endpoint.bucket(&cluster.bucket.name);
+            Ok((cluster, bucket))
+        })
+    }
+}
+
+/// Room for the file and an older version of it.
+fn capacity(length: u64) -> String {
+    format!("{}MiB", ((2 * length) >> 20) + 1024)
 }
 
 fn dfstore_seed() -> u64 {
@@ -95,10 +134,10 @@ fn dfstore_seed() -> u64 {
     u64::try_from(now.as_nanos() & u128::from(u64::MAX)).unwrap_or_default()
 }
 
-fn check_space(folder: &TempDir, length: u64) -> Result<()> {
+fn check_space(folder: &TempDir, length: u64, disk_copies: u64) -> Result<()> {
     let disk = rustix::fs::statvfs(folder.path()).context("the free space of the disk")?;
     let free = disk.f_bavail.saturating_mul(disk.f_frsize);
-    let needed = length.saturating_mul(DISK_COPIES).saturating_add(DISK_RESERVE_BYTES);
+    let needed = length.saturating_mul(disk_copies).saturating_add(DISK_RESERVE_BYTES);
     ensure!(
         free >= needed,
         "{} MiB free where {} lies, and {} needed: choose a smaller --size, or another disk with {}",
@@ -108,23 +147,4 @@ fn check_space(folder: &TempDir, length: u64) -> Result<()> {
         dirs::SCRATCH_VARIABLE,
     );
     Ok(())
-}
-
-fn start_s3(folder: &TempDir) -> Result<(Process, S3Endpoint)> {
-    let objects = folder.path().join("bucket");
-    fs::create_dir(&objects)?;
-    let mut command = leashed(binary("dfstore-test-s3")?);
-    command.arg("--dir").arg(&objects).args(["--access-key", ACCESS_KEY, "--secret-key", SECRET_KEY]);
-    let mut process = Process::start("dfstore-test-s3", command, &folder.path().join("s3.log"))?;
-    let started = Instant::now();
-    let found = eventually("the S3 server listens", Duration::from_secs(20), || match process.ended() {
-        Ok(None) => listening_address(&process.log()).map(Ok),
-        _ => Some(Err(anyhow!("the S3 server ended after {} ms", started.elapsed().as_millis()))),
-    });
-    let address = match found.and_then(|address| address) {
-        Ok(address) => address,
-        Err(error) => return Err(process.explain(error)),
-    };
-    let url = format!("http://{address}");
-    Ok((process, S3Endpoint { url, access_key: ACCESS_KEY.to_owned(), secret_key: SECRET_KEY.to_owned() }))
 }

@@ -5,23 +5,23 @@
 //! can say not only what the client got but also what it cost. Everything else is answered as [`crate::s3s_server`]
 //! does. Signatures are checked before and after: nothing about the request is changed.
 
-use std::pin::Pin;
+mod body;
+
+use std::net::IpAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
-use std::task::{Context, Poll};
 use std::time::Duration;
 
 use anyhow::Result;
-use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use http::{HeaderValue, Method, Request, Response, StatusCode, header};
-use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 use tempfile::TempDir;
 use tokio::sync::watch;
 
 use crate::bucket::{Bucket, S3Endpoint};
 use crate::dirs;
+use crate::relay::LOOPBACK;
 use crate::s3s_server::{self, Cut, FolderService, Front, Served};
 
 /// What goes wrong.
@@ -187,6 +187,11 @@ struct Counts {
 impl FaultyBackend {
     /// Starts one without rules.
     pub fn start() -> Result<FaultyBackend> {
+        FaultyBackend::start_on(LOOPBACK)
+    }
+
+    /// As [`start`](Self::start), on another address of this machine.
+    pub fn start_on(listen: IpAddr) -> Result<FaultyBackend> {
         let folder = dirs::temporary("faulty")?;
         let state = Arc::new(State {
             service: FolderService::new(folder.path(), None)?,
@@ -197,7 +202,7 @@ impl FaultyBackend {
             released: watch::Sender::new(false),
             counts: Arc::default(),
         });
-        let served = Served::start(|_| Ok(state.clone()))?;
+        let served = Served::start_on(listen, |_| Ok(state.clone()))?;
         Ok(FaultyBackend { served, state, _folder: folder })
     }
 
@@ -290,7 +295,7 @@ impl Front for State {
             self.note(&request);
             let fault = self.fault_of(&request);
             let response = self.faulty(request, fault.as_ref()).await?;
-            Ok(watched(response, open, fault))
+            Ok(body::watched(response, open, fault))
         })
     }
 }
@@ -386,112 +391,6 @@ impl Open {
 impl Drop for Open {
     fn drop(&mut self) {
         self.0.open.fetch_sub(1, Ordering::SeqCst);
-    }
-}
-
-/// Counts the body, and spoils it if the fault is about the body.
-fn watched(mut response: Response<s3s::Body>, open: Open, fault: Option<Fault>) -> Response<s3s::Body> {
-    let length = announced_length(&response);
-    let end = match fault {
-        Some(Fault::BodyBreaks(after)) => End::Break(after),
-        Some(Fault::BodyHangs(after)) => End::Hang(after),
-        Some(Fault::BodyTrickles(chunk, pause)) => End::Trickle { chunk, pause, sleep: None },
-        Some(Fault::BodyShort(missing)) => {
-            let kept = length.unwrap_or(0).saturating_sub(missing);
-            response.headers_mut().insert(header::CONTENT_LENGTH, HeaderValue::from(kept));
-            End::Stop(kept)
-        }
-        _ => End::Natural,
-    };
-    response.map(|inner| {
-        s3s::Body::http_body_unsync(WatchedBody {
-            inner,
-            left: Bytes::new(),
-            sent: 0,
-            length,
-            end,
-            flushed: false,
-            open,
-        })
-    })
-}
-
-fn announced_length(response: &Response<s3s::Body>) -> Option<u64> {
-    let header = response.headers().get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok());
-    header.or_else(|| response.body().size_hint().exact())
-}
-
-enum End {
-    Natural,
-    Break(u64),
-    Hang(u64),
-    Stop(u64),
-    Trickle { chunk: u64, pause: Duration, sleep: Option<Pin<Box<tokio::time::Sleep>>> },
-}
-
-struct WatchedBody {
-    inner: s3s::Body,
-    left: Bytes,
-    sent: u64,
-    length: Option<u64>,
-    end: End,
-    flushed: bool,
-    open: Open,
-}
-
-type StdError = Box<dyn std::error::Error + Send + Sync>;
-
-impl Body for WatchedBody {
-    type Data = Bytes;
-    type Error = StdError;
-
-    fn poll_frame(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, StdError>>> {
-        let this = self.get_mut();
-        let sent = this.sent;
-        let mut most = u64::MAX;
-        match &mut this.end {
-            End::Natural => {}
-            End::Break(after) if sent >= *after && this.flushed => return Poll::Ready(Some(Err(Cut.into()))),
-            End::Break(after) if sent >= *after => {
-                // While a body has nothing to give, hyper sends what it has.
-                this.flushed = true;
-                context.waker().wake_by_ref();
-                return Poll::Pending;
-            }
-            End::Hang(after) if sent >= *after => return Poll::Pending,
-            End::Stop(after) if sent >= *after => return Poll::Ready(None),
-            End::Break(after) | End::Hang(after) | End::Stop(after) => most = *after - sent,
-            End::Trickle { chunk, pause, sleep } => {
-                if sent > 0 {
-                    let sleep = sleep.get_or_insert_with(|| Box::pin(tokio::time::sleep(*pause)));
-                    std::task::ready!(sleep.as_mut().poll(context));
-                }
-                *sleep = None;
-                most = *chunk;
-            }
-        }
-        if this.left.is_empty() {
-            match std::task::ready!(Pin::new(&mut this.inner).poll_frame(context)) {
-                Some(Ok(frame)) => match frame.into_data() {
-                    Ok(data) => this.left = data,
-                    Err(_) => return Poll::Ready(None),
-                },
-                Some(Err(error)) => return Poll::Ready(Some(Err(error))),
-                None => return Poll::Ready(None),
-            }
-        }
-        let take = this.left.len().min(usize::try_from(most).unwrap_or(usize::MAX));
-        let data = this.left.split_to(take);
-        this.sent += take as u64;
-        this.open.0.bytes_sent.fetch_add(take as u64, Ordering::SeqCst);
-        Poll::Ready(Some(Ok(Frame::data(data))))
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        match (&self.end, self.length) {
-            (End::Natural, Some(length)) => SizeHint::with_exact(length.saturating_sub(self.sent)),
-            _ => SizeHint::default(),
-        }
     }
 }
 

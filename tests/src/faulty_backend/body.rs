@@ -1,0 +1,119 @@
+//! Bodies of answers: counted, and spoiled when the fault is about the body.
+
+use std::pin::Pin;
+use std::sync::atomic::Ordering;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{HeaderValue, Response, header};
+use http_body::{Body, Frame, SizeHint};
+
+use super::{Fault, Open};
+use crate::s3s_server::Cut;
+
+/// Counts the body, and spoils it if the fault is about the body.
+pub(super) fn watched(mut response: Response<s3s::Body>, open: Open, fault: Option<Fault>) -> Response<s3s::Body> {
+    let length = announced_length(&response);
+    let end = match fault {
+        Some(Fault::BodyBreaks(after)) => End::Break(after),
+        Some(Fault::BodyHangs(after)) => End::Hang(after),
+        Some(Fault::BodyTrickles(chunk, pause)) => End::Trickle { chunk, pause, sleep: None },
+        Some(Fault::BodyShort(missing)) => {
+            let kept = length.unwrap_or(0).saturating_sub(missing);
+            response.headers_mut().insert(header::CONTENT_LENGTH, HeaderValue::from(kept));
+            End::Stop(kept)
+        }
+        _ => End::Natural,
+    };
+    response.map(|inner| {
+        s3s::Body::http_body_unsync(WatchedBody {
+            inner,
+            left: Bytes::new(),
+            sent: 0,
+            length,
+            end,
+            flushed: false,
+            open,
+        })
+    })
+}
+
+fn announced_length(response: &Response<s3s::Body>) -> Option<u64> {
+    let header = response.headers().get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok());
+    header.or_else(|| response.body().size_hint().exact())
+}
+
+enum End {
+    Natural,
+    Break(u64),
+    Hang(u64),
+    Stop(u64),
+    Trickle { chunk: u64, pause: Duration, sleep: Option<Pin<Box<tokio::time::Sleep>>> },
+}
+
+struct WatchedBody {
+    inner: s3s::Body,
+    left: Bytes,
+    sent: u64,
+    length: Option<u64>,
+    end: End,
+    flushed: bool,
+    open: Open,
+}
+
+type StdError = Box<dyn std::error::Error + Send + Sync>;
+
+impl Body for WatchedBody {
+    type Data = Bytes;
+    type Error = StdError;
+
+    fn poll_frame(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, StdError>>> {
+        let this = self.get_mut();
+        let sent = this.sent;
+        let mut most = u64::MAX;
+        match &mut this.end {
+            End::Natural => {}
+            End::Break(after) if sent >= *after && this.flushed => return Poll::Ready(Some(Err(Cut.into()))),
+            End::Break(after) if sent >= *after => {
+                // While a body has nothing to give, hyper sends what it has.
+                this.flushed = true;
+                context.waker().wake_by_ref();
+                return Poll::Pending;
+            }
+            End::Hang(after) if sent >= *after => return Poll::Pending,
+            End::Stop(after) if sent >= *after => return Poll::Ready(None),
+            End::Break(after) | End::Hang(after) | End::Stop(after) => most = *after - sent,
+            End::Trickle { chunk, pause, sleep } => {
+                if sent > 0 {
+                    let sleep = sleep.get_or_insert_with(|| Box::pin(tokio::time::sleep(*pause)));
+                    std::task::ready!(sleep.as_mut().poll(context));
+                }
+                *sleep = None;
+                most = *chunk;
+            }
+        }
+        if this.left.is_empty() {
+            match std::task::ready!(Pin::new(&mut this.inner).poll_frame(context)) {
+                Some(Ok(frame)) => match frame.into_data() {
+                    Ok(data) => this.left = data,
+                    Err(_) => return Poll::Ready(None),
+                },
+                Some(Err(error)) => return Poll::Ready(Some(Err(error))),
+                None => return Poll::Ready(None),
+            }
+        }
+        let take = this.left.len().min(usize::try_from(most).unwrap_or(usize::MAX));
+        let data = this.left.split_to(take);
+        this.sent += take as u64;
+        this.open.0.bytes_sent.fetch_add(take as u64, Ordering::SeqCst);
+        Poll::Ready(Some(Ok(Frame::data(data))))
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match (&self.end, self.length) {
+            (End::Natural, Some(length)) => SizeHint::with_exact(length.saturating_sub(self.sent)),
+            _ => SizeHint::default(),
+        }
+    }
+}
