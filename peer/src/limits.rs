@@ -156,6 +156,9 @@ pub const GOSSIP_LOGGED_MAX: usize = 1024;
 pub const GOSSIP_GONE_MAX: usize = 1024;
 /// A node that is gone for this long is forgotten.
 pub const GOSSIP_GONE_KEPT: Duration = Duration::from_secs(24 * 3600);
+/// Time that gossip itself keeps what a dead life of a node said. A node that crashes and is started again and again
+/// leaves one life each time, and all of them have to fit into a datagram.
+pub const GOSSIP_LIVES_KEPT: Duration = Duration::from_secs(600);
 /// Time that the names of gossip seeds count as looked up; a node that is alone looks again with each contact.
 pub const GOSSIP_LOOKUP_PERIOD: Duration = Duration::from_secs(60);
 /// Pause after which gossip that ended by itself is started again.

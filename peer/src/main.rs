@@ -43,7 +43,7 @@ fn check(config: &Config) -> ExitCode {
 }
 
 fn start(args: &Args, mut config: Config) -> ExitCode {
-    logging::start(&config);
+    let redactions = logging::start(&config);
     for warning in &config.warnings {
         tracing::warn!("{warning}");
     }
@@ -69,7 +69,7 @@ fn start(args: &Args, mut config: Config) -> ExitCode {
     let metrics = Metrics::new(config.shards, &format!("{}:{}", config.http.listen, ready.port));
     metrics.set_capacity(config.store.capacity_bytes);
     // The lock of the data folder is held until the server has ended.
-    let result = server::run(config, metrics);
+    let result = server::run(config, metrics, redactions);
     drop(ready.lock);
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -168,6 +168,7 @@ impl From<BackendError> for ObjectError {
                 ObjectError::Busy { reason: text, retry_after: retry_after.unwrap_or(Duration::from_secs(2)) }
             }
             Kind::Timeout => ObjectError::BackendTimeout(text),
+            Kind::NotConfigured => ObjectError::BackendUnavailable(error.kind.to_string()),
             _ => ObjectError::BackendUnavailable(text),
         }
     }
@@ -177,4 +178,19 @@ impl From<BackendError> for ObjectError {
 fn bucket_of(target: &str) -> String {
     let name = target.strip_prefix("dfs://").unwrap_or(target);
     name.split('/').next().unwrap_or(name).to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::metrics::BackendOperation;
+
+    #[test]
+    fn a_backend_that_nobody_has_told_of_is_said_plainly_and_may_come() {
+        let (kind, operation) = (BackendErrorKind::NotConfigured, BackendOperation::Head);
+        let error = ObjectError::from(BackendError { kind, operation, target: "t".into(), message: String::new() });
+        assert!(error.is_retryable());
+        let expected = "the backend is not available: no manager has told how to reach it yet";
+        assert_eq!(error.to_string(), expected);
+    }
 }

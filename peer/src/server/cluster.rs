@@ -15,6 +15,7 @@ use crate::engine::Engine;
 use crate::engine::call::ShardMessage;
 use crate::limits::{MANAGER_RETRY_DELAY, MANAGER_RETRY_DELAY_MAX, NODE_STATE_PERIOD};
 use crate::links::Links;
+use crate::logging::Redactions;
 use crate::membership::{Members, Node, NodeState};
 use crate::native::ClusterFace;
 use crate::probe::address::advertised;
@@ -126,24 +127,38 @@ pub fn face(options: &ClusterOptions, me: &Node, backend: &BackendHandle, gossip
     ClusterFace::new(me.id.clone(), credential, Some(Box::new(source)))
 }
 
+/// What [`follow`] works with.
+#[derive(Clone)]
+pub struct Following {
+    /// The cluster's part of the configuration.
+    pub options: ClusterOptions,
+    /// Whom the managers' answers are for; `None` when the node's own file says how to reach the backend.
+    pub backend: Option<BackendHandle>,
+    /// Who is told of other nodes, and how this one stands.
+    pub gossip: GossipHandle,
+    /// Who takes secrets out of the log.
+    pub redactions: Redactions,
+}
+
 /// Keeps asking the managers and telling the gossip; never ends.
-pub async fn follow(engine: Engine, options: ClusterOptions, backend: BackendHandle, gossip: GossipHandle) {
+pub async fn follow(engine: Engine, following: Following) {
     let Some(links) = engine.cluster().map(|cluster| cluster.links.clone()) else { return };
     let report = async {
         loop {
-            gossip.report(engine.node_state());
+            following.gossip.report(engine.node_state());
             sleep(NODE_STATE_PERIOD).await;
         }
     };
-    let (never, ()) = futures_util::join!(report, follow_managers(&links, &options, &backend, &gossip));
+    let (never, ()) = futures_util::join!(report, follow_managers(&links, &following));
     never
 }
 
-async fn follow_managers(links: &Links, options: &ClusterOptions, backend: &BackendHandle, gossip: &GossipHandle) {
+async fn follow_managers(links: &Links, following: &Following) {
+    let options = &following.options;
     let mut retry_delay = MANAGER_RETRY_DELAY;
     while !options.managers.is_empty() {
         let told = ask_managers(links, &options.managers).await;
-        let pause = match told.and_then(|told| apply(&told, backend, gossip)) {
+        let pause = match told.and_then(|told| following.apply(&told)) {
             Ok(()) => {
                 retry_delay = MANAGER_RETRY_DELAY;
                 options.refresh_interval
@@ -188,11 +203,22 @@ async fn resolve(name: String) -> Result<Vec<SocketAddr>, String> {
     found.map_err(|error| format!("{name} cannot be looked up: {error}"))
 }
 
-fn apply(told: &ConfigOk, backend: &BackendHandle, gossip: &GossipHandle) -> Result<(), String> {
-    let options = BackendOptions::try_from(&told.backend).map_err(|error| error.to_string())?;
-    if backend.configure(options) {
-        tracing::info!(endpoint = %told.backend.endpoint, "a manager told how to reach the backend");
+impl Following {
+    fn apply(&self, told: &ConfigOk) -> Result<(), String> {
+        self.gossip.bootstrap(told.bootstrap.iter().filter_map(|address| address.parse().ok()).collect());
+        let Some(backend) = &self.backend else { return Ok(()) };
+        let options = BackendOptions::try_from(&told.backend).map_err(|error| error.to_string())?;
+        if backend.options().is_some_and(|current| *current == options) {
+            return Ok(());
+        }
+        for keys in &options.credentials {
+            [&keys.access_key, &keys.secret_key].into_iter().chain(&keys.session_token).for_each(|secret| {
+                self.redactions.add(secret);
+            });
+        }
+        if backend.configure(options) {
+            tracing::info!(endpoint = %told.backend.endpoint, "a manager told how to reach the backend");
+        }
+        Ok(())
     }
-    gossip.bootstrap(told.bootstrap.iter().filter_map(|address| address.parse().ok()).collect());
-    Ok(())
 }

@@ -24,6 +24,7 @@ use crate::config::{Config, StoreOptions};
 use crate::engine::call::ShardMessage;
 use crate::engine::{Context, DirtyBudget, Inventory};
 use crate::limits::{DRAIN_TIMEOUT, SHARD_MAILBOX};
+use crate::logging::Redactions;
 use crate::membership::Members;
 use crate::metrics::Metrics;
 use crate::native::ClusterFace;
@@ -31,7 +32,7 @@ use crate::rt::arena::Arena;
 use crate::rt::mailbox::{Receiver, Sender, mailbox};
 use crate::rt::net::{Door, bind_shared};
 use crate::rt::shard::ShardThread;
-use crate::server::cluster::Doors;
+use crate::server::cluster::{Doors, Following};
 use crate::server::shard::{ShardSetup, Work, run_shard};
 use crate::sidecar::backend::{BackendHandle, BackendTuning};
 use crate::sidecar::health::{Health, Phase};
@@ -106,7 +107,7 @@ struct Resources {
 }
 
 /// Runs a peer until SIGTERM or SIGINT; a second one ends the process at once.
-pub fn run(config: Config, metrics: Metrics) -> Result<(), StartError> {
+pub fn run(config: Config, metrics: Metrics, redactions: Redactions) -> Result<(), StartError> {
     let began = Instant::now();
     let mut signals = Signals::new([SIGTERM, SIGINT]).map_err(StartError::Signals)?;
     let health = Health::new();
@@ -118,8 +119,8 @@ pub fn run(config: Config, metrics: Metrics) -> Result<(), StartError> {
     let doors = config.cluster.as_ref().map(|options| Doors::bind(options, config.shards)).transpose()?;
     let mailboxes: Vec<_> = (0..config.shards).map(|_| mailbox(SHARD_MAILBOX)).collect();
     let (senders, receivers): (Vec<_>, Vec<_>) = mailboxes.into_iter().unzip();
-    let joining = Joining { api, doors: doors.as_ref(), shards: &senders };
-    let (resources, loaded, part) = open_resources(&config, &metrics, &health, Some(&joining))?;
+    let joining = Joining { api, doors: doors.as_ref(), shards: &senders, redactions };
+    let (resources, loaded, part) = open_resources(&config, &metrics, &health, Some(joining))?;
     let inventory = Inventory::new(loaded, &resources.seed, config.shards);
     let context = Context {
         arena,
@@ -167,19 +168,21 @@ struct Joining<'a> {
     api: SocketAddr,
     doors: Option<&'a Doors>,
     shards: &'a [Sender<ShardMessage>],
+    redactions: Redactions,
 }
 
 /// A node's part in its cluster.
 struct Part {
     face: Arc<ClusterFace>,
     members: Arc<Members>,
+    following: Following,
 }
 
 fn open_resources(
     config: &Config,
     metrics: &Metrics,
     health: &Health,
-    joining: Option<&Joining<'_>>,
+    joining: Option<Joining<'_>>,
 ) -> Result<(Resources, Loaded, Option<Part>), StartError> {
     let StoreOptions { data_path, capacity_bytes, .. } = &config.store;
     let observer = metrics.clone();
@@ -198,7 +201,8 @@ fn open_resources(
     };
     let seed = StoreSeed::open(options, &named)?;
     let background = Background::start(data_path.clone())?;
-    let cluster = config.cluster.as_ref().zip(joining.and_then(|joining| Some((joining, joining.doors?))));
+    let redactions = joining.as_ref().map(|joining| joining.redactions.clone());
+    let cluster = config.cluster.as_ref().zip(joining.as_ref().and_then(|joining| Some((joining, joining.doors?))));
     let me = cluster.map(|(options, (joining, doors))| {
         cluster::describe(config, options, doors, joining.api, loaded.store_id)
     });
@@ -213,9 +217,15 @@ fn open_resources(
         metrics: metrics.clone(),
         health: health.clone(),
     })?;
-    let part = config.cluster.as_ref().zip(me).zip(sidecar.gossip()).map(|((options, me), gossip)| {
+    let part = config.cluster.as_ref().zip(me).zip(sidecar.gossip()).zip(redactions);
+    let part = part.map(|(((options, me), gossip), redactions)| {
         tracing::info!(node = %me.id, cluster = %options.name, role = ?me.role, "part of a cluster");
-        Part { face: cluster::face(options, &me, &backend, &gossip), members: cluster::only(&me, options) }
+        let asks_managers = config.backend.is_none().then(|| backend.clone());
+        Part {
+            face: cluster::face(options, &me, &backend, &gossip),
+            members: cluster::only(&me, options),
+            following: Following { options: options.clone(), backend: asks_managers, gossip, redactions },
+        }
     });
     Ok((Resources { catalog, background, sidecar, backend, seed }, loaded, part))
 }
@@ -276,9 +286,8 @@ impl Shards {
         let mut cleanup = inventory.cleanup;
         let Entrances { api, doors, receivers } = entrances;
         let (mut peers, mut manager) = doors.map(|doors| (doors.peers.into_iter(), doors.manager)).unzip();
-        let mut work = config.cluster.clone().zip(resources.sidecar.gossip()).map(|(options, gossip)| -> Work {
-            let backend = resources.backend.clone();
-            Box::new(move |engine| Box::pin(cluster::follow(engine, options, backend, gossip)))
+        let mut work = part.as_ref().map(|part| part.following.clone()).map(|following| -> Work {
+            Box::new(move |engine| Box::pin(cluster::follow(engine, following)))
         });
         let parts = inventory.shards.into_iter().zip(api).zip(receivers);
         for (shard, ((tasks, listener), mailbox)) in parts.enumerate() {

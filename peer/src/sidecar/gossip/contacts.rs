@@ -9,6 +9,7 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use chitchat::ChitchatHandle;
+use futures_util::future::join_all;
 use tokio::sync::watch;
 
 use crate::limits::{GOSSIP_CONTACTS_MAX, GOSSIP_LOOKUP_PERIOD};
@@ -46,10 +47,12 @@ impl Contacts {
     pub(super) async fn keep_up(&mut self, handle: &ChitchatHandle, period: Duration) -> Infallible {
         loop {
             let seen = seen(handle).await;
-            self.look_up(seen.is_empty()).await;
             for address in self.due(&seen) {
                 // It fails when gossip has ended, which its owner notices.
                 let _ = handle.gossip(address);
+            }
+            if self.look_up(seen.is_empty()).await {
+                continue;
             }
             // News of a manager does not wait. The sender may be gone: then there is none.
             let news = async {
@@ -61,26 +64,23 @@ impl Contacts {
         }
     }
 
-    async fn look_up(&mut self, alone: bool) {
+    /// Looks the names up when it is time. Tells whether the first look found any: those are spoken to at once, while
+    /// later ones, which may be others each time, wait for the next turn.
+    async fn look_up(&mut self, alone: bool) -> bool {
         let fresh = self.looked_up.is_some_and(|at| at.elapsed() < GOSSIP_LOOKUP_PERIOD);
         if self.names.is_empty() || (fresh && !alone) {
-            return;
+            return false;
         }
         let first = self.looked_up.is_none();
-        let mut found = BTreeSet::new();
-        for name in &self.names {
-            match tokio::time::timeout(LOOKUP_TIMEOUT, tokio::net::lookup_host(name.as_str())).await {
-                Ok(Ok(addresses)) => found.extend(addresses),
-                Ok(Err(error)) if first => tracing::warn!(%error, "the gossip seed {name} is not found yet"),
-                Err(_) if first => tracing::warn!("the gossip seed {name} is not found yet: no answer"),
-                Ok(Err(_)) | Err(_) => {}
-            }
-        }
+        let found: BTreeSet<_> =
+            join_all(self.names.iter().map(|name| addresses_of(name, first))).await.concat().into_iter().collect();
+        self.looked_up = Some(Instant::now());
         // A name service that is away does not make known addresses unknown.
-        if !found.is_empty() {
+        let any = !found.is_empty();
+        if any {
             self.found = found;
         }
-        self.looked_up = Some(Instant::now());
+        first && any
     }
 
     /// Whom to speak to now.
@@ -94,6 +94,17 @@ impl Contacts {
         self.turn = (self.turn + 1) % unseen.len();
         vec![unseen[self.turn]]
     }
+}
+
+/// All addresses of a name (with a port). What goes wrong is logged the `first` time only.
+async fn addresses_of(name: &str, first: bool) -> Vec<SocketAddr> {
+    match tokio::time::timeout(LOOKUP_TIMEOUT, tokio::net::lookup_host(name)).await {
+        Ok(Ok(addresses)) => return addresses.collect(),
+        Ok(Err(error)) if first => tracing::warn!(%error, "the gossip seed {name} is not found yet"),
+        Err(_) if first => tracing::warn!("the gossip seed {name} is not found yet: no answer"),
+        Ok(Err(_)) | Err(_) => {}
+    }
+    Vec::new()
 }
 
 /// Gossip addresses of all others that are alive.
@@ -132,7 +143,8 @@ mod tests {
         let (_tell, told) = watch::channel(Vec::new());
         let seeds = ["localhost:9".to_owned(), "no-such-host.invalid:9".to_owned()];
         let mut contacts = Contacts::new(&seeds, address(3), told);
-        contacts.look_up(true).await;
+        assert!(contacts.look_up(true).await, "they are new");
+        assert!(!contacts.look_up(true).await, "only the first look is news");
         assert!(contacts.due(&BTreeSet::new()).contains(&address(9)), "{:?}", contacts.found);
     }
 }

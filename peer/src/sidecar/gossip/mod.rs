@@ -25,7 +25,7 @@ use tokio::time::MissedTickBehavior;
 
 use super::SidecarError;
 use crate::config::Secret;
-use crate::limits::{GOSSIP_CONTACTS_MAX, GOSSIP_GONE_KEPT, GOSSIP_RESTART_PAUSE};
+use crate::limits::{GOSSIP_CONTACTS_MAX, GOSSIP_LIVES_KEPT, GOSSIP_RESTART_PAUSE};
 use crate::membership::{Members, Node, NodeState};
 use crate::metrics::Metrics;
 use crate::rt::time::unix_us;
@@ -220,10 +220,10 @@ fn config(cluster: &str, tuning: &GossipTuning, me: ChitchatId, listen_addr: Soc
             sampling_window_size: 2,
             max_interval: tuning.heartbeat_distance * 10,
             initial_interval: tuning.heartbeat_distance,
-            dead_node_grace_period: GOSSIP_GONE_KEPT,
+            dead_node_grace_period: GOSSIP_LIVES_KEPT,
         },
         // Nothing is ever deleted.
-        marked_for_deletion_grace_period: GOSSIP_GONE_KEPT,
+        marked_for_deletion_grace_period: GOSSIP_LIVES_KEPT,
         catchup_callback: None,
         extra_liveness_predicate: None,
     }

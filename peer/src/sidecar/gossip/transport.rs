@@ -156,7 +156,62 @@ impl Logged {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Instant;
+
+    use chitchat::{ChitchatHandle, ChitchatId, spawn_chitchat};
+
     use super::*;
+    use crate::sidecar::gossip::{GossipTuning, config};
+
+    /// Nodes of the largest cluster that the manual promises.
+    const NODES: usize = 300;
+
+    async fn node(id: &str) -> ChitchatHandle {
+        let socket = std::net::UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port");
+        socket.set_nonblocking(true).expect("a socket");
+        let address = socket.local_addr().expect("bound");
+        let transport = SignedTransport::new(socket, &Secret::new("credential"), Metrics::new(1, "test"));
+        let config = config("demo", &GossipTuning::default(), ChitchatId::new(id, 1, address), address);
+        spawn_chitchat(config, Vec::new(), &transport).await.expect("started")
+    }
+
+    /// Something like a node id and a record of the usual length, that do not compress well.
+    fn invented(number: usize) -> (ChitchatId, String) {
+        let digest = <Sha256 as sha2::Digest>::digest(number.to_le_bytes());
+        let hex: String = digest.iter().map(|byte| format!("{byte:02x}")).collect();
+        let address = SocketAddr::from(([10, digest[0], digest[1], digest[2]], 65006));
+        let ip = address.ip();
+        let record = format!(
+            r#"{{"seed":false,"peer":"{ip}:65002","api":"{ip}:65004","shards":16,"capacity":1099511627776,"version":"0.1.0"}}"#
+        );
+        (ChitchatId::new(&hex[..32], 1_790_000_000_000_000 + number as u64, address), record)
+    }
+
+    #[tokio::test]
+    async fn all_of_a_large_cluster_reaches_a_newcomer() {
+        let (old, newcomer) = (node("old").await, node("newcomer").await);
+        let fill = |chitchat: &mut chitchat::Chitchat| {
+            for (id, record) in (2..NODES).map(invented) {
+                let said =
+                    [("node", record), ("state", format!(r#"{{"used":{},"dirty":0,"load":3}}"#, id.generation_id))];
+                let said = said.into_iter().enumerate().map(|(index, (key, value))| {
+                    let (version, status) = (index as u64 + 1, chitchat::DeletionStatus::Set);
+                    (key.to_owned(), chitchat::VersionedValue { value, version, status })
+                });
+                chitchat.reset_node_state_if_update(&id, said, 2, 0);
+            }
+        };
+        old.with_chitchat(fill).await;
+        newcomer.gossip(old.chitchat_id().gossip_advertise_addr).expect("it runs");
+        let end = Instant::now() + Duration::from_secs(30);
+        let complete = |chitchat: &mut chitchat::Chitchat| {
+            chitchat.node_states().values().filter(|said| said.get("state").is_some()).count() == NODES - 2
+        };
+        while !newcomer.with_chitchat(complete).await {
+            assert!(Instant::now() < end, "it does not arrive");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
 
     #[test]
     fn only_whole_datagrams_signed_with_the_same_credential_are_opened() {
