@@ -168,6 +168,8 @@ const _: () = assert!(NATIVE_CREDITS as usize >= INGEST_WINDOW_PIECES);
 pub const SWARM_DIRECT_PIECES_MAX: u32 = 4;
 /// Pieces that a download plans ahead of each reader.
 pub const SWARM_WINDOW_PIECES: u32 = 64;
+/// Pieces that each reader needs next, which come before rarer ones.
+pub const SWARM_SOON_PIECES: u32 = 4;
 /// Readers of one download.
 pub const SWARM_READERS_MAX: usize = 1024;
 /// Pieces that one download has in flight.
@@ -180,7 +182,7 @@ pub const SWARM_IN_FLIGHT_TIME: Duration = Duration::from_millis(250);
 /// Parents that a download remembers, and those it can use at once: the home names up to 8 in each answer.
 pub const SWARM_PARENTS_KEPT: usize = 16;
 /// Pieces in flight from one parent: at first, and at most.
-pub const SWARM_PARENT_ORDERS_START: u32 = 1;
+pub const SWARM_PARENT_ORDERS_START: u32 = 2;
 /// See [`SWARM_PARENT_ORDERS_START`].
 pub const SWARM_PARENT_ORDERS_MAX: u32 = 16;
 /// A parent that is busy is left alone for this time.

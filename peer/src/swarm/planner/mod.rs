@@ -18,6 +18,7 @@ mod parents;
 mod reports;
 
 use std::ops::Range;
+use std::sync::Arc;
 use std::time::Duration;
 
 use dfstore_proto::message::Tracked;
@@ -69,7 +70,7 @@ impl Planner {
         Planner {
             have: Pieces::new(piece_count),
             demand: Demand::default(),
-            parents: Parents::default(),
+            parents: Parents::new(seed),
             orders: Orders::default(),
             suggested: Vec::new(),
             counts: Vec::new(),
@@ -142,7 +143,8 @@ impl Planner {
         let missing = self.demand.missing(&self.have);
         let wants = |piece: u32| missing.contains(&piece);
         self.suggested.retain(|(piece, at)| now < *at + SWARM_SUGGESTION_KEPT && wants(*piece));
-        let orders_max = self.arrivals.within(SWARM_IN_FLIGHT_TIME, now) + SWARM_ORDERS_MIN;
+        let few = if self.goes_direct() { SWARM_DIRECT_PIECES_MAX as usize } else { SWARM_ORDERS_MIN };
+        let orders_max = self.arrivals.within(SWARM_IN_FLIGHT_TIME, now) + few;
         let left = orders_max.min(SWARM_ORDERS_MAX).saturating_sub(self.orders.len());
         // One more than the link needs for what somebody waits for.
         let most = (left + usize::from(!urgent.is_empty())).min(slots_free).min(SWARM_ORDERS_MAX - self.orders.len());
@@ -177,13 +179,17 @@ impl Planner {
         Order { piece, from }
     }
 
+    fn best_parent(&self, piece: u32, not: Option<&str>, now: Duration) -> Option<Arc<str>> {
+        self.parents.best(piece, not, self.orders.rate_good(), now)
+    }
+
     fn order_urgent(&mut self, waits: Urgent, now: Duration) -> Option<Order> {
         let Urgent { piece, since } = waits;
         if let (count, Some(first)) = self.orders.of(piece) {
             let is_stuck = count == 1 && now >= first.ordered.max(since) + self.orders.stuck_after();
             return if is_stuck { self.order_elsewhere(piece, now) } else { None };
         }
-        if let Some(node) = self.parents.best(piece, None, self.seed, now) {
+        if let Some(node) = self.best_parent(piece, None, now) {
             return Some(self.order(piece, Source::Parent(node), now));
         }
         let suggested = self.suggested.iter().position(|(suggested, _)| *suggested == piece);
@@ -239,15 +245,19 @@ impl Planner {
             return;
         }
         let idle = missing.iter().copied().filter(|piece| !self.orders.has(*piece));
-        // Of pieces that are equally rare each peer prefers others, so that they have something to give to each other.
-        let rarity = |piece: u32| (self.count(piece).unwrap_or(1), mix(self.seed ^ u64::from(piece)), piece);
-        let mut by_rarity: Vec<(u8, u64, u32)> = idle.map(rarity).collect();
+        // What a reader needs next comes before what is rare. Of pieces that are equally rare each peer prefers others, so
+        // that they have something to give to each other.
+        let rarity = |piece: u32| {
+            let is_late = !self.demand.is_soon(piece);
+            (is_late, self.count(piece).unwrap_or(1), mix(self.seed ^ u64::from(piece)), piece)
+        };
+        let mut by_rarity: Vec<(bool, u8, u64, u32)> = idle.map(rarity).collect();
         by_rarity.sort_unstable();
-        for (_, _, piece) in by_rarity {
+        for (.., piece) in by_rarity {
             let from = if self.goes_direct() {
                 Some(Source::Home)
             } else {
-                self.parents.best(piece, None, self.seed, now).map(Source::Parent)
+                self.best_parent(piece, None, now).map(Source::Parent)
             };
             if let Some(from) = from {
                 planned.push(self.order(piece, from, now));
@@ -276,7 +286,7 @@ impl Planner {
     fn order_elsewhere(&mut self, piece: u32, now: Duration) -> Option<Order> {
         let first = self.orders.of(piece).1?.from.clone();
         let not = if let Source::Parent(node) = &first { Some(node.as_ref()) } else { None };
-        if let Some(node) = self.parents.best(piece, not, self.seed, now) {
+        if let Some(node) = self.best_parent(piece, not, now) {
             return Some(self.order(piece, Source::Parent(node), now));
         }
         let home_is_able = first != Source::Home && now >= self.home_paused_until;

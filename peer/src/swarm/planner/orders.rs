@@ -6,6 +6,9 @@ use std::time::Duration;
 use crate::limits::{SWARM_JUDGE_AFTER, SWARM_RATES_KEPT, SWARM_SILENCE_MAX, SWARM_SLOW_FACTOR};
 use crate::swarm::Source;
 
+/// Rates of orders differ by so much though nobody is slow: links are shared.
+const RATE_SPREAD: f64 = 3.0;
+
 /// An order in flight.
 #[derive(Clone, Debug)]
 pub struct InFlight {
@@ -76,6 +79,11 @@ impl Orders {
         self.rate_median = Some(*rates.select_nth_unstable_by(middle, f64::total_cmp).1);
         self.time_median = Some(*times.select_nth_unstable(middle).1);
         rate
+    }
+
+    /// A parent that gives less than this for each order is used only when there is no other.
+    pub fn rate_good(&self) -> f64 {
+        self.rate_median.map_or(0.0, |median| median / RATE_SPREAD)
     }
 
     /// An order that is older than this is taken for stuck.
