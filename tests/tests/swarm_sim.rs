@@ -79,7 +79,7 @@ fn a_home_that_is_faster_than_its_peers_gives_more() {
 
 #[test]
 fn a_hundred_peers_stay_near_the_bound_with_one_copy_from_the_home() {
-    let setup = Setup { chunks: 8, ..swarm(100, 48, 2) };
+    let setup = Setup { chunks: 4, ..swarm(100, 48, 2) };
     let outcome = setup.run();
     assert_asked_once(&outcome);
     let (slowest, copies) = (slowest(&setup, &outcome), copies_by_home(&setup, &outcome));
