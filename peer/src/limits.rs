@@ -193,6 +193,13 @@ pub const SWARM_SILENCE_MAX: Duration = Duration::from_secs(2);
 pub const SWARM_JUDGE_AFTER: Duration = Duration::from_secs(1);
 /// A parent is slow when its rate is below the median by this factor.
 pub const SWARM_SLOW_FACTOR: u32 = 10;
+/// Rates of orders differ by this factor though nobody is slow, because links are shared. A parent below that is asked
+/// only when there is no other.
+pub const SWARM_RATE_SPREAD: u32 = 3;
+/// How often a download looks at its orders though nothing happens.
+pub const SWARM_TICK: Duration = Duration::from_millis(250);
+/// A piece that so few have or fetch is worth telling the home at once.
+pub const SWARM_RARE_COUNT_MAX: u8 = 4;
 /// Rates of finished orders that the median is taken of.
 pub const SWARM_RATES_KEPT: usize = 32;
 /// A silent or slow parent is avoided for this time; each further time twice as long, up to

@@ -399,7 +399,8 @@ fn reports_that_name_nonsense_are_answered() {
     };
     assert!(tracker.track("a", &nonsense, at(0)).counts.is_empty());
     assert_eq!(tracker.track("b", &report(&[], (10, 64)), at(0)).counts.len(), 6);
-    let mut planner = planner(64, answer(vec![holder("a", &[(0, u32::MAX)])], vec![1; 256], vec![u32::MAX, 64, 3]));
+    let loaded = Holder { uploads: u32::MAX, ..holder("a", &[(0, u32::MAX)]) };
+    let mut planner = planner(64, answer(vec![loaded], vec![1; 256], vec![u32::MAX, 64, 3]));
     planner.done(u32::MAX, &Source::Home, 0, at(0));
     planner.failed(9, &parent("never seen"), Failure::Wrong, at(0));
     planner.progress(9, &Source::Home, u64::MAX, at(0));

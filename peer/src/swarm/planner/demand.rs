@@ -25,7 +25,9 @@ struct Reader {
 /// A piece that a reader waits for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Urgent {
+    /// The piece.
     pub piece: u32,
+    /// Since when.
     pub since: Duration,
 }
 
@@ -45,6 +47,7 @@ impl Demand {
         true
     }
 
+    /// A reader is gone.
     pub fn leave(&mut self, id: u64) {
         self.readers.retain(|reader| reader.id != id);
     }

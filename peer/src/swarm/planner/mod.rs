@@ -6,8 +6,8 @@
 //! readers start at the same piece). When nothing else is left to order, what is stuck is asked for once more elsewhere.
 //!
 //! The caller carries orders out and tells what becomes of each: [`Planner::progress`], then [`Planner::done`] or
-//! [`Planner::failed`], or it gives it up when [`Planner::overdue`] says so. It calls `overdue`, [`Planner::report`] and
-//! [`Planner::plan`] after each event, and at [`Planner::next_wake`].
+//! [`Planner::failed`], or it gives it up when [`Planner::overdue`] says so. It calls `overdue`, [`Planner::plan`] and
+//! [`Planner::report`], in this order, after each event, and at [`Planner::next_wake`].
 //!
 //! Invariants: a piece that is there is not ordered; a piece has at most two orders, of different sources; orders never
 //! exceed [`SWARM_ORDERS_MAX`] or what the caller has slots for.
@@ -26,7 +26,8 @@ use dfstore_proto::object::PieceRun;
 
 use crate::limits::{
     SWARM_DIRECT_PIECES_MAX, SWARM_HOME_PAUSE, SWARM_IN_FLIGHT_TIME, SWARM_ORDERS_MAX, SWARM_ORDERS_MIN,
-    SWARM_SUGGESTION_KEPT, SWARM_URGENT_HELD_PATIENCE, SWARM_URGENT_PATIENCE, SWARM_URGENT_UNSURE_PATIENCE,
+    SWARM_RARE_COUNT_MAX, SWARM_SUGGESTION_KEPT, SWARM_TICK, SWARM_URGENT_HELD_PATIENCE, SWARM_URGENT_PATIENCE,
+    SWARM_URGENT_UNSURE_PATIENCE,
 };
 use crate::swarm::random::mix;
 use crate::swarm::rate::Rate;
@@ -36,9 +37,6 @@ use demand::{Demand, Urgent};
 use orders::Orders;
 use parents::Parents;
 use reports::Reports;
-
-/// How often a download looks at its orders though nothing happens.
-const TICK: Duration = Duration::from_millis(250);
 
 /// The plan of one download of one version.
 #[derive(Clone, Debug)]
@@ -303,7 +301,7 @@ impl Planner {
         if self.have.insert(piece) {
             self.arrivals.add(now);
             // What comes from the home is what nobody else has.
-            let is_rare = *from == Source::Home || self.count(piece).is_some_and(|count| count <= RARE_COUNT_MAX);
+            let is_rare = *from == Source::Home || self.count(piece).is_some_and(|count| count <= SWARM_RARE_COUNT_MAX);
             self.reports.arrived(is_rare);
         }
         let Some(order) = self.orders.remove(piece, from) else { return };
@@ -396,7 +394,7 @@ impl Planner {
         let urgent = self.demand.urgent(&self.have);
         let patience = urgent.iter().map(|waits| self.home_directly_at(*waits, now));
         let pause = self.is_hungry.then(|| self.parents.next_pause_end(now)).flatten();
-        let tick = (!self.demand.is_met(&self.have)).then_some(now + TICK);
+        let tick = (!self.demand.is_met(&self.have)).then_some(now + SWARM_TICK);
         let later = patience.chain(pause).chain([self.home_paused_until]).filter(|time| *time > now);
         later.chain(self.report_due().map(|due| due.max(now))).chain(self.orders.next_check(now)).chain(tick).min()
     }
@@ -416,6 +414,3 @@ impl Planner {
         self.orders.len()
     }
 }
-
-/// A piece that so few have or fetch is worth telling at once.
-const RARE_COUNT_MAX: u8 = 4;

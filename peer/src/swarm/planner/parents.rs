@@ -15,7 +15,7 @@ use crate::swarm::random::mix;
 /// One peer to fetch from.
 #[derive(Clone, Debug)]
 pub struct Parent {
-    pub node: Arc<str>,
+    node: Arc<str>,
     have: Pieces,
     /// Pieces it sends to anybody, as the home last said.
     uploads: u32,
@@ -44,6 +44,7 @@ pub struct Parents {
 }
 
 impl Parents {
+    /// None yet. The seed decides between equals.
     pub fn new(seed: u64) -> Parents {
         Parents { all: Vec::new(), seed, avoided: 0 }
     }
@@ -93,7 +94,7 @@ impl Parents {
             parent.have.contains(piece) && parent.is_able(now) && not.is_none_or(|not| parent.node.as_ref() != not)
         });
         let best = able.min_by_key(|(at, parent)| {
-            let load = parent.in_flight * 2 + parent.uploads;
+            let load = parent.uploads.saturating_add(parent.in_flight * 2);
             let is_slow = parent.rate.is_some_and(|rate| rate < rate_good);
             (is_slow, load, mix(self.seed ^ (u64::from(piece) << 32) ^ *at as u64))
         });
@@ -116,6 +117,7 @@ impl Parents {
         self.all.iter().map(|parent| parent.busy_until).filter(|end| *end > now).min()
     }
 
+    /// It got an order.
     pub fn ordered(&mut self, node: &str) {
         if let Some(parent) = self.find(node) {
             parent.in_flight += 1;
@@ -152,6 +154,7 @@ impl Parents {
         self.avoid(node, SWARM_AVOID_MISSING, now);
     }
 
+    /// It said that it has too much to do.
     pub fn is_busy(&mut self, node: &str, now: Duration) {
         if let Some(parent) = self.find(node) {
             (parent.orders_max, parent.streak) = ((parent.orders_max - 1).max(1), 0);
