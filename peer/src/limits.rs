@@ -290,6 +290,8 @@ pub const RELOCATE_PAUSE: Duration = Duration::from_millis(200);
 pub const SWARM_DIRECT_PIECES_MAX: u32 = 4;
 /// Pieces that a download plans ahead of each reader.
 pub const SWARM_WINDOW_PIECES: u32 = 64;
+/// Pieces that each reader needs next, which come before rarer ones.
+pub const SWARM_SOON_PIECES: u32 = 4;
 /// Readers of one download.
 pub const SWARM_READERS_MAX: usize = 1024;
 /// Pieces that one download has in flight.
@@ -302,7 +304,7 @@ pub const SWARM_IN_FLIGHT_TIME: Duration = Duration::from_millis(250);
 /// Parents that a download remembers, and those it can use at once: the home names up to 8 in each answer.
 pub const SWARM_PARENTS_KEPT: usize = 16;
 /// Pieces in flight from one parent: at first, and at most.
-pub const SWARM_PARENT_ORDERS_START: u32 = 1;
+pub const SWARM_PARENT_ORDERS_START: u32 = 2;
 /// See [`SWARM_PARENT_ORDERS_START`].
 pub const SWARM_PARENT_ORDERS_MAX: u32 = 16;
 /// A parent that is busy is left alone for this time.
@@ -313,6 +315,13 @@ pub const SWARM_SILENCE_MAX: Duration = Duration::from_secs(2);
 pub const SWARM_JUDGE_AFTER: Duration = Duration::from_secs(1);
 /// A parent is slow when its rate is below the median by this factor.
 pub const SWARM_SLOW_FACTOR: u32 = 10;
+/// Rates of orders differ by this factor though nobody is slow, because links are shared. A parent below that is asked
+/// only when there is no other.
+pub const SWARM_RATE_SPREAD: u32 = 3;
+/// How often a download looks at its orders though nothing happens.
+pub const SWARM_TICK: Duration = Duration::from_millis(250);
+/// A piece that so few have or fetch is worth telling the home at once.
+pub const SWARM_RARE_COUNT_MAX: u8 = 4;
 /// Rates of finished orders that the median is taken of.
 pub const SWARM_RATES_KEPT: usize = 32;
 /// A silent or slow parent is avoided for this time; each further time twice as long, up to

@@ -62,7 +62,7 @@ fn a_fast_home_is_used_by_one_peer_alone() {
     let mut setup = Setup::new(256, rate, vec![PeerSetup::good(rate)]);
     (setup.backend, setup.latency) = (10 * rate, Duration::from_micros(50));
     let outcome = setup.run();
-    assert!(slowest(&setup, &outcome) < 1.4, "{:?} of {:?}", outcome.took, setup.bound());
+    assert!(slowest(&setup, &outcome) < 1.3, "{:?} of {:?}", outcome.took, setup.bound());
 }
 
 #[test]
@@ -79,7 +79,7 @@ fn a_home_that_is_faster_than_its_peers_gives_more() {
 
 #[test]
 fn a_hundred_peers_stay_near_the_bound_with_one_copy_from_the_home() {
-    let setup = Setup { chunks: 8, ..swarm(100, 48, 2) };
+    let setup = Setup { chunks: 4, ..swarm(100, 48, 2) };
     let outcome = setup.run();
     assert_asked_once(&outcome);
     let (slowest, copies) = (slowest(&setup, &outcome), copies_by_home(&setup, &outcome));
@@ -106,7 +106,7 @@ fn a_thousand_peers_that_join_leave_and_lag_all_finish() {
     let outcome = setup.run();
     assert_asked_once(&outcome);
     let slowest = slowest(&setup, &outcome);
-    assert!(slowest < 3.0, "{slowest:.3} of the bound");
+    assert!(slowest < 3.5, "{slowest:.3} of the bound");
     let copies = copies_by_home(&setup, &outcome);
     assert!(copies < 2.0, "the home sent {copies:.3} copies");
 }
@@ -124,7 +124,7 @@ fn with_one(behaviour: Behaviour) -> (Setup, Outcome) {
 fn a_silent_parent_stops_nobody() {
     let (setup, outcome) = with_one(Behaviour::Silent);
     let slowest = slowest(&setup, &outcome);
-    assert!(slowest < 2.5, "{slowest:.3} of the bound");
+    assert!(slowest < 2.0, "{slowest:.3} of the bound");
     assert!(outcome.avoided > 0, "nobody noticed");
 }
 
@@ -132,7 +132,7 @@ fn a_silent_parent_stops_nobody() {
 fn a_parent_that_sends_wrong_bytes_stops_nobody() {
     let (setup, outcome) = with_one(Behaviour::Lying);
     let slowest = slowest(&setup, &outcome);
-    assert!(slowest < 2.5, "{slowest:.3} of the bound");
+    assert!(slowest < 2.0, "{slowest:.3} of the bound");
     assert!(outcome.avoided >= 7, "only {} of 7 noticed", outcome.avoided);
 }
 
@@ -140,7 +140,7 @@ fn a_parent_that_sends_wrong_bytes_stops_nobody() {
 fn a_parent_that_lost_its_pieces_stops_nobody() {
     let (setup, outcome) = with_one(Behaviour::Forgetful);
     let slowest = slowest(&setup, &outcome);
-    assert!(slowest < 2.5, "{slowest:.3} of the bound");
+    assert!(slowest < 2.0, "{slowest:.3} of the bound");
 }
 
 #[test]
@@ -152,20 +152,32 @@ fn nobody_is_stopped_when_half_of_all_leave_at_once() {
     }
     let outcome = setup.run();
     let slowest = slowest(&setup, &outcome);
-    assert!(slowest < 3.5, "{slowest:.3} of the bound");
+    assert!(slowest < 2.0, "{slowest:.3} of the bound");
 }
 
-#[test]
-fn a_reader_at_its_own_pace_is_not_starved() {
-    // It joins a swarm that is under way, and needs a piece each 170 ms: almost all that its link gives.
+/// A peer that joins a swarm under way, and whose client takes a piece each such time.
+fn paced(piece_time: Duration) -> (Setup, Outcome) {
     let mut setup = swarm(8, 64, 6);
-    let piece_time = Duration::from_millis(170);
     setup.peers[7].joins = Duration::from_secs(3);
     setup.peers[7].reading = Reading::Paced(piece_time);
     let outcome = setup.run();
     assert!(slowest(&setup, &outcome) < 1.4, "{:?}", outcome.took);
+    (setup, outcome)
+}
+
+#[test]
+fn a_reader_that_needs_all_its_link_gives_is_not_starved() {
+    // A piece takes 168 ms of the whole link.
+    let (_, outcome) = paced(Duration::from_millis(170));
     let longest = outcome.longest_wait[7];
-    assert!(longest < Duration::from_millis(1500), "the reader waited {longest:?} for a piece");
+    assert!(longest < Duration::from_millis(2000), "the reader waited {longest:?} for a piece");
+}
+
+#[test]
+fn a_reader_that_needs_half_its_link_hardly_waits() {
+    let (_, outcome) = paced(Duration::from_millis(336));
+    let longest = outcome.longest_wait[7];
+    assert!(longest < Duration::from_millis(1000), "the reader waited {longest:?} for a piece");
 }
 
 #[test]

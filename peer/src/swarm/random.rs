@@ -11,7 +11,7 @@ impl Random {
     }
 
     /// The next number.
-    pub fn next(&mut self) -> u64 {
+    pub fn number(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
         mix(self.0)
     }
@@ -19,7 +19,7 @@ impl Random {
     /// A number below `bound`, which is not 0.
     pub fn below(&mut self, bound: usize) -> usize {
         // The product's upper half is below the bound; its bias does not matter for a choice among thousands.
-        let wide = u128::from(self.next()) * bound as u128;
+        let wide = u128::from(self.number()) * bound as u128;
         usize::try_from(wide >> 64).expect("below the bound")
     }
 }

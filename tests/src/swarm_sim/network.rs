@@ -52,6 +52,7 @@ pub enum Later {
 }
 
 impl Network {
+    /// Links without flows.
     pub fn new(links: impl Iterator<Item = Link>, chunk_bytes: u64, latency: Duration) -> Network {
         let ends = |link| Ends { link, turn: VecDeque::new(), is_sending: false, down_free: Duration::ZERO, sent: 0 };
         Network { nodes: links.map(ends).collect(), flows: Vec::new(), chunk_bytes, latency }
@@ -64,14 +65,17 @@ impl Network {
         self.flows.len() - 1
     }
 
+    /// A flow.
     pub fn flow(&self, flow: usize) -> &Flow {
         &self.flows[flow]
     }
 
+    /// A flow is broken off, or done.
     pub fn end(&mut self, flow: usize) {
         self.flows[flow].is_live = false;
     }
 
+    /// What an uplink sent.
     pub fn bytes_sent(&self, node: usize) -> u64 {
         self.nodes[node].sent
     }

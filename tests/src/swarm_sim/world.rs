@@ -54,6 +54,7 @@ struct Peer {
     done: Option<Duration>,
 }
 
+/// The state of a run.
 pub struct World<'a> {
     setup: &'a Setup,
     now: Duration,
@@ -76,6 +77,7 @@ pub struct World<'a> {
 }
 
 impl World<'_> {
+    /// A run that has not begun.
     pub fn new(setup: &Setup) -> World<'_> {
         let links = [setup.home].into_iter().chain(setup.peers.iter().map(|peer| peer.link));
         let count = setup.peers.len();
@@ -123,6 +125,7 @@ impl World<'_> {
         }
     }
 
+    /// Lets everything happen.
     pub fn run(mut self) -> Outcome {
         for (number, peer) in self.setup.peers.iter().enumerate() {
             self.at(peer.joins, Event::Join(number));

@@ -3,7 +3,7 @@
 use std::ops::Range;
 use std::time::Duration;
 
-use crate::limits::{SWARM_READERS_MAX, SWARM_WINDOW_PIECES};
+use crate::limits::{SWARM_READERS_MAX, SWARM_SOON_PIECES, SWARM_WINDOW_PIECES};
 
 use crate::swarm::Pieces;
 
@@ -25,7 +25,9 @@ struct Reader {
 /// A piece that a reader waits for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Urgent {
+    /// The piece.
     pub piece: u32,
+    /// Since when.
     pub since: Duration,
 }
 
@@ -45,6 +47,7 @@ impl Demand {
         true
     }
 
+    /// A reader is gone.
     pub fn leave(&mut self, id: u64) {
         self.readers.retain(|reader| reader.id != id);
     }
@@ -72,6 +75,12 @@ impl Demand {
             missing.dedup();
         }
         missing
+    }
+
+    /// Whether a reader needs this piece next.
+    pub fn is_soon(&self, piece: u32) -> bool {
+        let soon = |reader: &Reader| reader.range.contains(&piece) && piece - reader.range.start < SWARM_SOON_PIECES;
+        self.readers.iter().any(soon)
     }
 
     /// Whether any reader still lacks a piece of what it asks for.

@@ -6,8 +6,8 @@
 //! readers start at the same piece). When nothing else is left to order, what is stuck is asked for once more elsewhere.
 //!
 //! The caller carries orders out and tells what becomes of each: [`Planner::progress`], then [`Planner::done`] or
-//! [`Planner::failed`], or it gives it up when [`Planner::overdue`] says so. It calls `overdue`, [`Planner::report`] and
-//! [`Planner::plan`] after each event, and at [`Planner::next_wake`].
+//! [`Planner::failed`], or it gives it up when [`Planner::overdue`] says so. It calls `overdue`, [`Planner::plan`] and
+//! [`Planner::report`], in this order, after each event, and at [`Planner::next_wake`].
 //!
 //! Invariants: a piece that is there is not ordered; a piece has at most two orders, of different sources; orders never
 //! exceed [`SWARM_ORDERS_MAX`] or what the caller has slots for.
@@ -18,6 +18,7 @@ mod parents;
 mod reports;
 
 use std::ops::Range;
+use std::sync::Arc;
 use std::time::Duration;
 
 use dfstore_proto::message::Tracked;
@@ -25,7 +26,8 @@ use dfstore_proto::object::PieceRun;
 
 use crate::limits::{
     SWARM_DIRECT_PIECES_MAX, SWARM_HOME_PAUSE, SWARM_IN_FLIGHT_TIME, SWARM_ORDERS_MAX, SWARM_ORDERS_MIN,
-    SWARM_SUGGESTION_KEPT, SWARM_URGENT_HELD_PATIENCE, SWARM_URGENT_PATIENCE, SWARM_URGENT_UNSURE_PATIENCE,
+    SWARM_RARE_COUNT_MAX, SWARM_SUGGESTION_KEPT, SWARM_TICK, SWARM_URGENT_HELD_PATIENCE, SWARM_URGENT_PATIENCE,
+    SWARM_URGENT_UNSURE_PATIENCE,
 };
 use crate::swarm::random::mix;
 use crate::swarm::rate::Rate;
@@ -35,9 +37,6 @@ use demand::{Demand, Urgent};
 use orders::Orders;
 use parents::Parents;
 use reports::Reports;
-
-/// How often a download looks at its orders though nothing happens.
-const TICK: Duration = Duration::from_millis(250);
 
 /// The plan of one download of one version.
 #[derive(Clone, Debug)]
@@ -69,7 +68,7 @@ impl Planner {
         Planner {
             have: Pieces::new(piece_count),
             demand: Demand::default(),
-            parents: Parents::default(),
+            parents: Parents::new(seed),
             orders: Orders::default(),
             suggested: Vec::new(),
             counts: Vec::new(),
@@ -142,7 +141,8 @@ impl Planner {
         let missing = self.demand.missing(&self.have);
         let wants = |piece: u32| missing.contains(&piece);
         self.suggested.retain(|(piece, at)| now < *at + SWARM_SUGGESTION_KEPT && wants(*piece));
-        let orders_max = self.arrivals.within(SWARM_IN_FLIGHT_TIME, now) + SWARM_ORDERS_MIN;
+        let few = if self.goes_direct() { SWARM_DIRECT_PIECES_MAX as usize } else { SWARM_ORDERS_MIN };
+        let orders_max = self.arrivals.within(SWARM_IN_FLIGHT_TIME, now) + few;
         let left = orders_max.min(SWARM_ORDERS_MAX).saturating_sub(self.orders.len());
         // One more than the link needs for what somebody waits for.
         let most = (left + usize::from(!urgent.is_empty())).min(slots_free).min(SWARM_ORDERS_MAX - self.orders.len());
@@ -177,13 +177,17 @@ impl Planner {
         Order { piece, from }
     }
 
+    fn best_parent(&self, piece: u32, not: Option<&str>, now: Duration) -> Option<Arc<str>> {
+        self.parents.best(piece, not, self.orders.rate_good(), now)
+    }
+
     fn order_urgent(&mut self, waits: Urgent, now: Duration) -> Option<Order> {
         let Urgent { piece, since } = waits;
         if let (count, Some(first)) = self.orders.of(piece) {
             let is_stuck = count == 1 && now >= first.ordered.max(since) + self.orders.stuck_after();
             return if is_stuck { self.order_elsewhere(piece, now) } else { None };
         }
-        if let Some(node) = self.parents.best(piece, None, self.seed, now) {
+        if let Some(node) = self.best_parent(piece, None, now) {
             return Some(self.order(piece, Source::Parent(node), now));
         }
         let suggested = self.suggested.iter().position(|(suggested, _)| *suggested == piece);
@@ -239,15 +243,19 @@ impl Planner {
             return;
         }
         let idle = missing.iter().copied().filter(|piece| !self.orders.has(*piece));
-        // Of pieces that are equally rare each peer prefers others, so that they have something to give to each other.
-        let rarity = |piece: u32| (self.count(piece).unwrap_or(1), mix(self.seed ^ u64::from(piece)), piece);
-        let mut by_rarity: Vec<(u8, u64, u32)> = idle.map(rarity).collect();
+        // What a reader needs next comes before what is rare. Of pieces that are equally rare each peer prefers others, so
+        // that they have something to give to each other.
+        let rarity = |piece: u32| {
+            let is_late = !self.demand.is_soon(piece);
+            (is_late, self.count(piece).unwrap_or(1), mix(self.seed ^ u64::from(piece)), piece)
+        };
+        let mut by_rarity: Vec<(bool, u8, u64, u32)> = idle.map(rarity).collect();
         by_rarity.sort_unstable();
-        for (_, _, piece) in by_rarity {
+        for (.., piece) in by_rarity {
             let from = if self.goes_direct() {
                 Some(Source::Home)
             } else {
-                self.parents.best(piece, None, self.seed, now).map(Source::Parent)
+                self.best_parent(piece, None, now).map(Source::Parent)
             };
             if let Some(from) = from {
                 planned.push(self.order(piece, from, now));
@@ -276,7 +284,7 @@ impl Planner {
     fn order_elsewhere(&mut self, piece: u32, now: Duration) -> Option<Order> {
         let first = self.orders.of(piece).1?.from.clone();
         let not = if let Source::Parent(node) = &first { Some(node.as_ref()) } else { None };
-        if let Some(node) = self.parents.best(piece, not, self.seed, now) {
+        if let Some(node) = self.best_parent(piece, not, now) {
             return Some(self.order(piece, Source::Parent(node), now));
         }
         let home_is_able = first != Source::Home && now >= self.home_paused_until;
@@ -293,7 +301,7 @@ impl Planner {
         if self.have.insert(piece) {
             self.arrivals.add(now);
             // What comes from the home is what nobody else has.
-            let is_rare = *from == Source::Home || self.count(piece).is_some_and(|count| count <= RARE_COUNT_MAX);
+            let is_rare = *from == Source::Home || self.count(piece).is_some_and(|count| count <= SWARM_RARE_COUNT_MAX);
             self.reports.arrived(is_rare);
         }
         let Some(order) = self.orders.remove(piece, from) else { return };
@@ -386,7 +394,7 @@ impl Planner {
         let urgent = self.demand.urgent(&self.have);
         let patience = urgent.iter().map(|waits| self.home_directly_at(*waits, now));
         let pause = self.is_hungry.then(|| self.parents.next_pause_end(now)).flatten();
-        let tick = (!self.demand.is_met(&self.have)).then_some(now + TICK);
+        let tick = (!self.demand.is_met(&self.have)).then_some(now + SWARM_TICK);
         let later = patience.chain(pause).chain([self.home_paused_until]).filter(|time| *time > now);
         later.chain(self.report_due().map(|due| due.max(now))).chain(self.orders.next_check(now)).chain(tick).min()
     }
@@ -406,6 +414,3 @@ impl Planner {
         self.orders.len()
     }
 }
-
-/// A piece that so few have or fetch is worth telling at once.
-const RARE_COUNT_MAX: u8 = 4;

@@ -3,14 +3,17 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use crate::limits::{SWARM_JUDGE_AFTER, SWARM_RATES_KEPT, SWARM_SILENCE_MAX, SWARM_SLOW_FACTOR};
+use crate::limits::{SWARM_JUDGE_AFTER, SWARM_RATE_SPREAD, SWARM_RATES_KEPT, SWARM_SILENCE_MAX, SWARM_SLOW_FACTOR};
 use crate::swarm::Source;
 
 /// An order in flight.
 #[derive(Clone, Debug)]
 pub struct InFlight {
+    /// The piece.
     pub piece: u32,
+    /// From whom.
     pub from: Source,
+    /// When it was ordered.
     pub ordered: Duration,
     /// When a byte last came.
     progressed: Duration,
@@ -28,25 +31,30 @@ pub struct Orders {
 }
 
 impl Orders {
+    /// How many are in flight.
     pub fn len(&self) -> usize {
         self.in_flight.len()
     }
 
+    /// An order goes out.
     pub fn add(&mut self, piece: u32, from: Source, now: Duration) {
         self.in_flight.push(InFlight { piece, from, ordered: now, progressed: now, bytes: 0 });
     }
 
+    /// An order ends.
     pub fn remove(&mut self, piece: u32, from: &Source) -> Option<InFlight> {
         let at = self.in_flight.iter().position(|order| order.piece == piece && order.from == *from)?;
         Some(self.in_flight.swap_remove(at))
     }
 
+    /// Bytes of an order came.
     pub fn progress(&mut self, piece: u32, from: &Source, bytes: u64, now: Duration) {
         if let Some(order) = self.in_flight.iter_mut().find(|order| order.piece == piece && order.from == *from) {
             (order.progressed, order.bytes) = (now, order.bytes.saturating_add(bytes));
         }
     }
 
+    /// All in flight.
     pub fn iter(&self) -> impl Iterator<Item = &InFlight> {
         self.in_flight.iter()
     }
@@ -58,6 +66,7 @@ impl Orders {
         (usize::from(first.is_some()) + orders.count(), first)
     }
 
+    /// Whether a piece is ordered.
     pub fn has(&self, piece: u32) -> bool {
         self.in_flight.iter().any(|order| order.piece == piece)
     }
@@ -76,6 +85,11 @@ impl Orders {
         self.rate_median = Some(*rates.select_nth_unstable_by(middle, f64::total_cmp).1);
         self.time_median = Some(*times.select_nth_unstable(middle).1);
         rate
+    }
+
+    /// A parent that gives less than this for each order is used only when there is no other.
+    pub fn rate_good(&self) -> f64 {
+        self.rate_median.map_or(0.0, |median| median / f64::from(SWARM_RATE_SPREAD))
     }
 
     /// An order that is older than this is taken for stuck.

@@ -15,7 +15,7 @@ use crate::swarm::random::mix;
 /// One peer to fetch from.
 #[derive(Clone, Debug)]
 pub struct Parent {
-    pub node: Arc<str>,
+    node: Arc<str>,
     have: Pieces,
     /// Pieces it sends to anybody, as the home last said.
     uploads: u32,
@@ -35,14 +35,20 @@ pub struct Parent {
 }
 
 /// The peers that the home named of late, and those that are avoided.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct Parents {
     all: Vec<Parent>,
+    seed: u64,
     /// Times that a parent was given up because of what it did.
     avoided: u64,
 }
 
 impl Parents {
+    /// None yet. The seed decides between equals.
+    pub fn new(seed: u64) -> Parents {
+        Parents { all: Vec::new(), seed, avoided: 0 }
+    }
+
     /// Takes in what the home says about one peer.
     pub fn name(&mut self, holder: &Holder, piece_count: u32, now: Duration) {
         let have = Pieces::of_runs(piece_count, &holder.have);
@@ -80,15 +86,17 @@ impl Parents {
         self.all.iter_mut().find(|parent| parent.node.as_ref() == node)
     }
 
-    /// The best one to ask for a piece now, not this one: with the fewest orders of ours, then the fewest uploads.
-    /// Between equals the seed chooses, so that not everybody asks the same.
-    pub fn best(&self, piece: u32, not: Option<&str>, seed: u64, now: Duration) -> Option<Arc<str>> {
+    /// The best one to ask for a piece now, not this one: first those that are not known to be slower than
+    /// `rate_good`, then those with the fewest orders of ours and uploads. Between equals the seed chooses, so that not
+    /// everybody asks the same.
+    pub fn best(&self, piece: u32, not: Option<&str>, rate_good: f64, now: Duration) -> Option<Arc<str>> {
         let able = self.all.iter().enumerate().filter(|(_, parent)| {
             parent.have.contains(piece) && parent.is_able(now) && not.is_none_or(|not| parent.node.as_ref() != not)
         });
         let best = able.min_by_key(|(at, parent)| {
-            let load = parent.in_flight * 2 + parent.uploads;
-            (load, mix(seed ^ u64::from(piece) << 32 ^ *at as u64))
+            let load = parent.uploads.saturating_add(parent.in_flight * 2);
+            let is_slow = parent.rate.is_some_and(|rate| rate < rate_good);
+            (is_slow, load, mix(self.seed ^ (u64::from(piece) << 32) ^ *at as u64))
         });
         best.map(|(_, parent)| parent.node.clone())
     }
@@ -109,6 +117,7 @@ impl Parents {
         self.all.iter().map(|parent| parent.busy_until).filter(|end| *end > now).min()
     }
 
+    /// It got an order.
     pub fn ordered(&mut self, node: &str) {
         if let Some(parent) = self.find(node) {
             parent.in_flight += 1;
@@ -145,6 +154,7 @@ impl Parents {
         self.avoid(node, SWARM_AVOID_MISSING, now);
     }
 
+    /// It said that it has too much to do.
     pub fn is_busy(&mut self, node: &str, now: Duration) {
         if let Some(parent) = self.find(node) {
             (parent.orders_max, parent.streak) = ((parent.orders_max - 1).max(1), 0);

@@ -27,11 +27,13 @@ pub struct Reports {
 }
 
 impl Reports {
+    /// A piece came.
     pub fn arrived(&mut self, is_rare: bool) {
         self.has_news = true;
         self.has_rare_news |= is_rare;
     }
 
+    /// A piece is there no longer.
     pub fn lost(&mut self) {
         self.has_news = true;
         self.has_rare_news = true;
@@ -47,6 +49,7 @@ impl Reports {
         self.is_answered
     }
 
+    /// How long the home wants to be left alone.
     pub fn again(&self) -> Duration {
         self.again
     }
@@ -72,6 +75,7 @@ impl Reports {
         sent + pause
     }
 
+    /// One goes out.
     pub fn sent(&mut self, window: Range<u32>, have: u32, now: Duration) {
         (self.sent, self.is_awaited, self.window, self.told) = (Some(now), true, window, have);
         (self.has_news, self.has_rare_news) = (false, false);

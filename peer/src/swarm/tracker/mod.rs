@@ -226,7 +226,7 @@ impl Tracker {
         }
         chosen.sort_unstable();
         let free = chosen.iter().filter(|(load, _, _)| *load < SWARM_UPLOADS_GOOD * nodes::LOAD_UNIT).count();
-        chosen.truncate(free.max(1).min(PARENTS_MAX));
+        chosen.truncate(free.clamp(1, PARENTS_MAX));
         let mut parents = Vec::with_capacity(chosen.len());
         for (_, _, slot) in chosen {
             let node = self.nodes.at_mut(slot);

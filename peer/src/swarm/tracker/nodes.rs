@@ -13,7 +13,9 @@ pub const LOAD_UNIT: u32 = 4;
 /// One node.
 #[derive(Clone, Debug)]
 pub struct Node {
+    /// Its id.
     pub id: Arc<str>,
+    /// What it has.
     pub have: Pieces,
     /// What it fetches, or was suggested to.
     pub wanted: Vec<u32>,
@@ -50,6 +52,7 @@ pub struct Nodes {
 }
 
 impl Nodes {
+    /// None yet.
     pub fn new(nodes_max: usize) -> Nodes {
         Nodes {
             slots: Vec::new(),
@@ -62,10 +65,12 @@ impl Nodes {
         }
     }
 
+    /// How many.
     pub fn len(&self) -> usize {
         self.by_id.len()
     }
 
+    /// The slot of a node that is there.
     pub fn find(&self, id: &str) -> Option<u32> {
         self.by_id.get(id).copied()
     }
@@ -99,27 +104,35 @@ impl Nodes {
         Some(slot)
     }
 
+    /// Whether there is a node in this slot.
     pub fn is_used(&self, slot: u32) -> bool {
         self.slots.get(slot as usize).is_some_and(Option::is_some)
     }
 
+<<<<<<< HEAD
     /// The node of a slot, if there is one.
     pub fn get(&self, slot: u32) -> Option<&Node> {
         self.slots.get(slot as usize)?.as_ref()
     }
 
+=======
+    /// The node in this slot.
+>>>>>>> swarm
     pub fn at(&self, slot: u32) -> &Node {
         self.slots[slot as usize].as_ref().expect("a slot in use")
     }
 
+    /// The node in this slot.
     pub fn at_mut(&mut self, slot: u32) -> &mut Node {
         self.slots[slot as usize].as_mut().expect("a slot in use")
     }
 
+    /// Slots in use.
     pub fn slots(&self) -> impl Iterator<Item = u32> + '_ {
         (0_u32..).zip(&self.slots).filter(|(_, node)| node.is_some()).map(|(slot, _)| slot)
     }
 
+    /// All nodes.
     pub fn iter(&self) -> impl Iterator<Item = &Node> {
         self.slots.iter().flatten()
     }
@@ -129,6 +142,7 @@ impl Nodes {
         if self.useful.is_empty() { None } else { Some(self.useful[random.below(self.useful.len())]) }
     }
 
+    /// What a node reported.
     pub fn put(&mut self, slot: u32, have: &Pieces, wanted: Vec<u32>, uploads: u32, now: Duration) {
         let node = self.at_mut(slot);
         node.have.clone_from(have);
@@ -136,6 +150,7 @@ impl Nodes {
         self.index(slot, !have.is_empty());
     }
 
+    /// A node is gone.
     pub fn remove(&mut self, slot: u32) {
         self.index(slot, false);
         if let Some(node) = self.slots[slot as usize].take() {
@@ -145,6 +160,7 @@ impl Nodes {
         }
     }
 
+    /// A piece was suggested to a node.
     pub fn was_suggested(&mut self, slot: u32, piece: u32) {
         self.suggested += 1;
         let node = self.at_mut(slot);

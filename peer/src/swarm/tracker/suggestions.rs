@@ -76,6 +76,7 @@ impl Suggestions {
         room.min(most.div_ceil(nodes.max(1)).saturating_sub(mine))
     }
 
+    /// A piece was suggested.
     pub fn add(&mut self, slot: u32, piece: u32, now: Duration) {
         self.open.push(Open { slot, piece, at: now, is_started: false });
     }
@@ -101,6 +102,7 @@ impl Suggestions {
         over
     }
 
+    /// A node is gone.
     pub fn forget(&mut self, slot: u32) {
         self.open.retain(|open| open.slot != slot);
     }
