@@ -13,12 +13,24 @@ fn a_peer_stays_within_its_memory() {
 }
 
 #[test]
+fn pieces_come_over_a_link() {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_dfstore-links"));
+    let output = command.args(["--pairs", "1", "--run-mib", "64"]).output().expect("runs");
+    let text = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && text.contains("reference GB/s"), "{text}");
+}
+
+#[test]
 fn wrong_usage_exits_with_2() {
     let programs = [
         env!("CARGO_BIN_EXE_dfstore-memory"),
         env!("CARGO_BIN_EXE_dfstore-paired"),
+<<<<<<< HEAD
         env!("CARGO_BIN_EXE_dfstore-swarm"),
         env!("CARGO_BIN_EXE_dfstore-peer-link"),
+=======
+        env!("CARGO_BIN_EXE_dfstore-links"),
+>>>>>>> links
     ];
     for program in programs {
         let output = Command::new(program).arg("--bogus").output().expect("runs");

@@ -1,9 +1,9 @@
 //! One connection to another peer, as those who ask on it see it: requests in flight, frames on their way out, the end.
 //!
 //! Many ask at once. A request is sent when the other side takes one more, and a fetch when one of
-//! [`LINK_FETCHES_MAX`] places is free as well; until then it waits, first come first served. Whoever drops the future
-//! of a request has it cancelled: it stays in flight, without anybody who waits, until the other side ends it. All of
-//! this lives on one shard; no borrow lasts over an await. After the end everything fails with what ended it.
+//! [`LINK_FETCHES_MAX`] places is free as well; until then it waits, in about the order in which it came. Whoever drops
+//! the future of a request has it cancelled: it stays in flight, without anybody who waits, until the other side ends
+//! it. All of this lives on one shard; no borrow lasts over an await. After the end everything fails with what ended it.
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;

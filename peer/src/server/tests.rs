@@ -1,6 +1,6 @@
 //! A shard with all its doors and the links of another node, in one process: who gets in, and what they get.
 
-use std::io::{Read, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
 use std::time::Duration;
@@ -33,7 +33,7 @@ use crate::rt::shard::{ShardThread, block_on};
 use crate::rt::time::{sleep, timeout};
 use crate::sidecar::health::Health;
 
-/// A node of one shard. Its backend does not exist.
+/// A node of one shard. Its backend does not exist, unless said otherwise.
 struct Served {
     api: SocketAddr,
     peer: SocketAddr,
@@ -48,10 +48,15 @@ struct Served {
 
 impl Served {
     fn start() -> Served {
+        Served::before(([127, 0, 0, 1], 1).into())
+    }
+
+    /// With the backend at this address.
+    fn before(backend: SocketAddr) -> Served {
         let parent = env!("CARGO_MANIFEST_DIR").to_owned() + "/../target";
         let folder = tempfile::tempdir_in(parent).expect("target can be written");
         let yaml = format!(
-            "objectStorage: {{ enable: true, name: s3, region: us-east-1, endpoint: \"http://127.0.0.1:1\", \
+            "objectStorage: {{ enable: true, name: s3, region: us-east-1, endpoint: \"http://{backend}\", \
              accessKey: a, secretKey: b }}\nstorage: {{ dataPath: {:?}, capacity: 128MiB }}\nshards: 1\n",
             folder.path().display().to_string()
         );
@@ -143,6 +148,50 @@ impl Drop for Served {
     }
 }
 
+/// A backend whose only object has these bytes: it answers HEAD and GET of a range, whatever the name.
+fn bucket_of(bytes: Vec<u8>) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let address = listener.local_addr().expect("bound");
+    let bytes = Arc::new(bytes);
+    std::thread::spawn(move || {
+        for stream in listener.incoming().map_while(Result::ok) {
+            let bytes = bytes.clone();
+            std::thread::spawn(move || serve_object(stream, &bytes));
+        }
+    });
+    address
+}
+
+fn serve_object(stream: TcpStream, bytes: &[u8]) {
+    let mut reader = BufReader::new(stream.try_clone().expect("cloned"));
+    let (mut stream, total) = (stream, bytes.len());
+    loop {
+        let head: Vec<String> =
+            reader.by_ref().lines().map_while(Result::ok).take_while(|line| !line.is_empty()).collect();
+        let Some(request) = head.first() else { return };
+        let range =
+            head.iter().find_map(|line| line.to_ascii_lowercase().strip_prefix("range: bytes=").map(str::to_owned));
+        let range = range.and_then(|range| {
+            let (first, last) = range.split_once('-')?;
+            Some(first.parse().ok()?..last.parse::<usize>().ok()? + 1)
+        });
+        let body = range.clone().map_or(bytes, |range| &bytes[range]);
+        let status = if range.is_some() { "206 Partial Content" } else { "200 OK" };
+        let content_range = range.map_or(String::new(), |range| {
+            format!("Content-Range: bytes {}-{}/{total}\r\n", range.start, range.end - 1)
+        });
+        let answer = format!(
+            "HTTP/1.1 {status}\r\nETag: \"e\"\r\nLast-Modified: Mon, 01 Jan 2024 00:00:00 GMT\r\n{content_range}\
+             Content-Length: {}\r\n\r\n",
+            body.len()
+        );
+        let body = if request.starts_with("HEAD") { &[][..] } else { body };
+        if stream.write_all(&[answer.as_bytes(), body].concat()).is_err() {
+            return;
+        }
+    }
+}
+
 /// Sends bytes and reads to the end.
 fn exchange(address: SocketAddr, bytes: &[u8]) -> Vec<u8> {
     let mut stream = TcpStream::connect(address).expect("it listens");
@@ -218,6 +267,33 @@ fn a_peer_fetches_what_another_one_holds() {
     .expect("a runtime");
     assert_eq!(served.sample("dfstore_peer_sent_bytes_total"), bytes.len() as u64);
     assert!(!served.metrics.encode().contains("dfstore_served_bytes_total{"), "no client was served");
+}
+
+#[test]
+fn a_piece_that_is_not_here_is_fetched_for_another_peer_only_when_that_is_wanted() {
+    let bytes: Vec<u8> = (0..PIECE_BYTES + 1000).map(|index| index.to_le_bytes()[1]).collect();
+    let served = Served::before(bucket_of(bytes.clone()));
+    let target = Target::new(ObjectName::new("bucket", "key"));
+    let (node, arena) = (served.node(served.peer), Arena::new(128 << 20).expect("mapped"));
+    block_on(async {
+        let links = links("secret");
+        let open = Open { target: target.clone(), no_cache: false };
+        let answer = links.ask(&node, Some(&target.task()), open.into()).await.expect("opened");
+        let Message::OpenOk(info) = answer else { panic!("{answer:?}") };
+        let fetch = async |local_only| -> Result<FetchedPiece, LinkError> {
+            let slot = arena.try_take(PIECE_BYTES as usize, Holder::Fetch).expect("free");
+            let fetch = Fetch { task: target.task(), generation: info.generation, number: 1, local_only };
+            links.fetch(&node, fetch, slot, None).await
+        };
+        assert_eq!(fetch(true).await.err().and_then(|error| error.code()), Some(ErrorCode::NotFound));
+        for (local_only, wanted) in [(false, "backend"), (true, "now it is here")] {
+            let piece = fetch(local_only).await.expect(wanted);
+            assert!(piece.slot[..] == bytes[PIECE_BYTES as usize..], "{wanted}");
+        }
+        assert_eq!(fetch(true).await.expect("still here").sources.len(), 1);
+    })
+    .expect("a runtime");
+    assert_eq!(served.sample("dfstore_backend_received_bytes_total"), 1000, "read once");
 }
 
 #[test]
