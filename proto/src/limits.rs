@@ -95,10 +95,11 @@ const _: () =
     assert!(TARGET_BYTES + META_BYTES + PARENTS_MAX * NAME_BYTES_MAX + OVERHEAD_BYTES <= CONTROL_BYTES_MAX as usize);
 /// Upper bound of one list of pieces: two numbers a run.
 const RUNS_BYTES: usize = 10 * RUNS_MAX;
-const _: () = assert!(
-    PARENTS_MAX * (RUNS_BYTES + NAME_BYTES_MAX + 8) + COUNTS_MAX + 5 * SUGGESTED_MAX + OVERHEAD_BYTES
-        <= CONTROL_BYTES_MAX as usize
-);
+const _: () =
+    assert!(
+        PARENTS_MAX * (RUNS_BYTES + NAME_BYTES_MAX + 8) + COUNTS_MAX + 5 * SUGGESTED_MAX + OVERHEAD_BYTES
+            <= CONTROL_BYTES_MAX as usize
+    );
 const _: () = assert!(NODES_MAX * (2 * (NAME_BYTES_MAX + ADDRESS_BYTES_MAX) + 80) <= CONTROL_BYTES_MAX as usize);
 const _: () = assert!(
     NODES_MAX * (NAME_BYTES_MAX + 10 * RUNS_SHOWN_MAX) + META_BYTES + PARENTS_MAX * NAME_BYTES_MAX + OVERHEAD_BYTES
