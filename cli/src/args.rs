@@ -3,9 +3,11 @@
 //! Clap does the rest: a usage error names the nearest flag or command and exits with 2.
 
 use std::ffi::OsString;
+use std::sync::LazyLock;
 
 use clap::{Args, Parser, Subcommand, ValueHint};
 use clap_complete::Shell;
+use dfstore_proto::limits::VERSION_MAX;
 use dfstore_proto::object::WriteMode;
 
 /// Most connections of one transfer.
@@ -15,7 +17,7 @@ pub const PARALLEL_DEFAULT: u8 = 4;
 
 /// Copies objects to and from dfstore peers.
 #[derive(Debug, Parser)]
-#[command(name = "dfstore", disable_version_flag = true, arg_required_else_help = false)]
+#[command(name = "dfstore", version = version_text(), arg_required_else_help = false)]
 pub struct Cli {
     /// Peer to talk to: http://HOST:PORT, dfs://HOST:PORT, tcp://HOST:PORT or HOST:PORT.
     #[arg(
@@ -43,6 +45,13 @@ pub enum Command {
     Stat(StatArgs),
     /// List objects.
     Ls(LsArgs),
+    /// Fetch objects into the caches of all nodes, ahead of need.
+    Prefetch(WorkArgs),
+    /// Drop objects from the caches of all nodes. What the backend does not have stays.
+    Evict(WorkArgs),
+    /// Look after a cluster of peers.
+    #[command(subcommand)]
+    Cluster(ClusterCommand),
     /// Show the version of this program and of its protocol.
     Version(VersionArgs),
     /// Print a completion script for a shell.
@@ -70,7 +79,7 @@ pub struct CpArgs {
     /// Replicas that seed peers keep.
     #[arg(long, default_value_t = 3, value_name = "N", value_parser = parse_max_replicas)]
     pub max_replicas: u8,
-    /// Durable copies to wait for: local, or peers:K.
+    /// Durable copies to wait for: local (the peer's own), or peers:K (on K other peers of its cluster).
     #[arg(long, default_value = "local", value_name = "WHO", value_parser = parse_ack)]
     pub ack: Ack,
     /// Connections to use at once.
@@ -102,6 +111,34 @@ pub struct RmArgs {
 pub struct StatArgs {
     /// The object: dfs://BUCKET/KEY.
     pub target: String,
+    /// Ask the whole cluster: which nodes decide about the object, and which hold which pieces of it.
+    #[arg(long = "where")]
+    pub whereabouts: bool,
+    /// Print JSON.
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct WorkArgs {
+    /// dfs://BUCKET/KEY, or a prefix that ends in /: dfs://BUCKET/PREFIX/ (dfs://BUCKET/ is all of the bucket).
+    pub target: String,
+    /// Of a prefix: everything below, not only up to the next slash.
+    #[arg(short, long)]
+    pub recursive: bool,
+    /// Print one JSON object per line.
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum ClusterCommand {
+    /// Show the nodes of the cluster that the peer belongs to.
+    Status(StatusArgs),
+}
+
+#[derive(Debug, Args)]
+pub struct StatusArgs {
     /// Print JSON.
     #[arg(long)]
     pub json: bool,
@@ -136,6 +173,12 @@ pub enum Ack {
     Local,
     /// That many peers.
     Peers(u8),
+}
+
+/// What `--version` prints behind the name: the same as the command `version`.
+fn version_text() -> &'static str {
+    static TEXT: LazyLock<String> = LazyLock::new(|| format!("{}\nprotocol {VERSION_MAX}", env!("CARGO_PKG_VERSION")));
+    &TEXT
 }
 
 fn parse_mode(text: &str) -> Result<WriteMode, String> {

@@ -145,7 +145,10 @@ pub struct Endpoint {
 impl Endpoint {
     /// Parses `http://host:port` (old scripts have it), `dfs://`, `tcp://` or a bare `host:port`. The path is dropped.
     pub fn parse(text: &str) -> Result<Endpoint> {
-        ensure!(!text.is_empty(), "dfstore requires parameter endpoint");
+        ensure!(
+            !text.is_empty(),
+            "dfstore requires parameter endpoint, and it is empty: give -e http://HOST:PORT, or unset DFSTORE_ENDPOINT"
+        );
         let rest = match text.split_once("://") {
             Some((scheme, rest)) if ["http", "dfs", "tcp"].iter().any(|known| known.eq_ignore_ascii_case(scheme)) => {
                 rest

@@ -59,7 +59,8 @@ pub struct Args {
 
 const AFTER_HELP: &str = "\
 Keys of the backend are never flags, which everyone on the machine can see: they come from the file, or from
-DFSTORE_ACCESS_KEY, DFSTORE_SECRET_KEY and DFSTORE_SESSION_TOKEN, or from the SDK's default chain.
+DFSTORE_ACCESS_KEY, DFSTORE_SECRET_KEY and DFSTORE_SESSION_TOKEN, or from the SDK's default chain. The token of the
+cluster comes from the file or from DFSTORE_CLUSTER_TOKEN.
 Exit status: 0 after a stop by SIGTERM or SIGINT, 1 when the peer cannot start or fails, 2 for a wrong command line.";
 
 /// A flag, its variable, and the key it replaces.
@@ -90,7 +91,8 @@ const FLAGS: [Flag; 12] = [
 ];
 
 /// Variables without a flag.
-const SECRETS: [(&str, &str); 3] = [
+const SECRETS: [(&str, &str); 4] = [
+    ("DFSTORE_CLUSTER_TOKEN", "cluster.token"),
     ("DFSTORE_ACCESS_KEY", "objectStorage.accessKey"),
     ("DFSTORE_SECRET_KEY", "objectStorage.secretKey"),
     ("DFSTORE_SESSION_TOKEN", "objectStorage.sessionToken"),
@@ -178,7 +180,10 @@ mod tests {
         let variable = |name: &str| name.ends_with("_KEY").then(|| "from-env".to_owned());
         let (_, overrides) = parse(words("dfstore-peer --config f --shards 1"), variable).expect("valid");
         let config = Config::parse("f", "objectStorage: { enable: true, name: s3 }", &overrides).expect("valid");
-        assert_eq!(config.backend.credentials.expect("given").secret_key.expose(), "from-env");
+        assert_eq!(
+            config.backend.and_then(|backend| backend.credentials).expect("given").secret_key.expose(),
+            "from-env"
+        );
         assert_eq!(config.shards, 1);
     }
 }

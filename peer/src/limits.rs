@@ -135,6 +135,32 @@ pub const IDLE_TIMEOUT: Duration = Duration::from_secs(120);
 pub const ADMISSION_TIMEOUT: Duration = Duration::from_secs(15);
 /// SIGTERM: requests in flight may finish within this time.
 pub const DRAIN_TIMEOUT: Duration = Duration::from_secs(20);
+/// Managers that a configuration may name.
+pub const MANAGERS_MAX: usize = 16;
+/// Gossip seeds that a configuration may name.
+pub const GOSSIP_SEEDS_MAX: usize = 64;
+/// Shortest token of a cluster, in characters: below it guessing is quick.
+pub const CLUSTER_TOKEN_CHARS_MIN: usize = 8;
+/// How often managers are asked when the configuration does not say.
+pub const REFRESH_INTERVAL_DEFAULT: Duration = Duration::from_secs(600);
+/// How long a seed may be gone before its replicas are made anew, when the configuration does not say.
+pub const REPAIR_AFTER_DEFAULT: Duration = Duration::from_secs(300);
+
+/// Bytes of one gossip datagram, its signature included: the most that UDP carries.
+pub const GOSSIP_DATAGRAM_BYTES_MAX: usize = 65_507;
+/// Addresses that gossip is started from at once: those of the configuration, of their names, and from managers.
+pub const GOSSIP_CONTACTS_MAX: usize = 256;
+/// Strangers and doubtful nodes that are remembered so that each is logged once.
+pub const GOSSIP_LOGGED_MAX: usize = 1024;
+/// Nodes that are remembered though they are gone: the longest gone are forgotten first.
+pub const GOSSIP_GONE_MAX: usize = 1024;
+/// A node that is gone for this long is forgotten.
+pub const GOSSIP_GONE_KEPT: Duration = Duration::from_secs(24 * 3600);
+/// Time that the names of gossip seeds count as looked up; a node that is alone looks again with each contact.
+pub const GOSSIP_LOOKUP_PERIOD: Duration = Duration::from_secs(60);
+/// Pause after which gossip that ended by itself is started again.
+pub const GOSSIP_RESTART_PAUSE: Duration = Duration::from_secs(1);
+
 /// Entries of one listing page, and its default.
 pub const LIST_LIMIT_MAX: usize = 1000;
 
@@ -163,3 +189,191 @@ pub const NATIVE_PINS_MAX: usize = 16;
 pub const NATIVE_WATCH_INTERVAL: Duration = Duration::from_secs(1);
 
 const _: () = assert!(NATIVE_CREDITS as usize >= INGEST_WINDOW_PIECES);
+
+/// Connections to other peers that one shard keeps. More nodes and shards than that are not expected.
+pub const LINKS_PER_SHARD_MAX: usize = 4096;
+/// Pieces that one link fetches at once: as many credits are granted.
+pub const LINK_FETCHES_MAX: u32 = 8;
+/// Bytes of frames that wait to be sent on a link; beyond them new requests wait.
+pub const LINK_OUT_BYTES_MAX: usize = 256 << 10;
+/// Bytes of a piece received at once: they are summed right after, so they should fit the second-level cache.
+pub const LINK_RECEIVE_BYTES_MAX: usize = 512 << 10;
+/// Another peer must take a connection within this time.
+pub const LINK_CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
+/// Another peer must answer HELLO within this time.
+pub const LINK_HELLO_TIMEOUT: Duration = Duration::from_secs(2);
+/// A link of which nothing is asked is closed after this time, before the other side does it.
+pub const LINK_IDLE_TIMEOUT: Duration = Duration::from_secs(60);
+/// A node that could not be reached is not tried again for this time.
+pub const LINK_PAUSE: Duration = Duration::from_millis(500);
+/// Addresses of which such a failure is remembered.
+pub const LINK_PAUSES_MAX: usize = 4096;
+/// How often a link is looked at.
+pub const LINK_WATCH_INTERVAL: Duration = Duration::from_millis(250);
+/// A link that owes an answer and is silent for this time is asked for a sign of life.
+pub const LINK_PING_AFTER: Duration = Duration::from_secs(1);
+/// A link that owes an answer and is silent for this time is given up.
+pub const LINK_SILENCE_MAX: Duration = Duration::from_secs(3);
+/// The last frames of a link must be sent within this time.
+pub const LINK_CLOSE_TIMEOUT: Duration = Duration::from_millis(500);
+/// Links that one request is tried on, when one after the other ends before it takes the request.
+pub const LINK_ATTEMPTS_MAX: usize = 3;
+/// Addresses of refused peers that are remembered, so that each is logged once.
+pub const STRANGERS_MAX: usize = 1024;
+
+const _: () = assert!(LINK_IDLE_TIMEOUT.as_secs() < IDLE_TIMEOUT.as_secs());
+const _: () = assert!(LINK_PING_AFTER.as_millis() >= LINK_WATCH_INTERVAL.as_millis());
+const _: () = assert!(LINK_SILENCE_MAX.as_millis() >= 2 * LINK_PING_AFTER.as_millis());
+const _: () = assert!(LINK_FETCHES_MAX as usize >= FETCH_WINDOW_PIECES);
+
+/// Pause before the managers are asked again when none answered: first, and at most.
+pub const MANAGER_RETRY_DELAY: Duration = Duration::from_millis(500);
+/// See [`MANAGER_RETRY_DELAY`].
+pub const MANAGER_RETRY_DELAY_MAX: Duration = Duration::from_secs(30);
+/// How often a node says how it stands.
+pub const NODE_STATE_PERIOD: Duration = Duration::from_secs(2);
+/// Nodes that are asked at once when people ask about the whole cluster.
+pub const NODES_ASKED_AT_ONCE: usize = 16;
+/// Seeds that are asked about a task, in order, before this peer acts alone.
+pub const HOMES_ASKED_MAX: usize = 3;
+/// Peers that a home asks for a piece before it asks the backend.
+pub const HOLDERS_ASKED_MAX: usize = 3;
+/// Nodes that hold all of one version, as a home remembers them.
+pub const KEEPERS_MAX: usize = 64;
+/// How often the table of those who download a version is tidied.
+pub const HOLDERS_TIDY_PERIOD: Duration = Duration::from_secs(1);
+/// A version that another peer opened or reads stays readable for this time though it be replaced.
+pub const REMOTE_READ_KEEP: Duration = Duration::from_secs(20);
+/// A number that was promised to a writer holds up what the backend has for this time at most.
+pub const RESERVATION_HOLD: Duration = Duration::from_secs(2);
+/// How often that is looked at.
+pub const RESERVATION_POLL: Duration = Duration::from_millis(5);
+/// A write that asks for copies on other peers waits for them this long.
+pub const REPLICAS_WAIT: Duration = Duration::from_secs(60);
+/// Deletions that a shard remembers after they are done.
+pub const GRAVES_MAX: usize = 100_000;
+/// Copies that a shard makes at once, and pieces of each that are on their way.
+pub const COPIES_AT_ONCE_MAX: usize = 4;
+/// See [`COPIES_AT_ONCE_MAX`].
+pub const COPY_WINDOW_PIECES: usize = 4;
+/// A piece of a copy that has come gets to disk within this time, or is fetched again.
+pub const STORED_WAIT: Duration = Duration::from_secs(30);
+/// How often a seed looks for missing copies, how many tasks it looks at then, and how fast it has copies made anew.
+pub const REPAIR_PERIOD: Duration = Duration::from_secs(1);
+/// See [`REPAIR_PERIOD`].
+pub const REPAIR_TASKS_MAX: usize = 256;
+/// See [`REPAIR_PERIOD`].
+pub const REPAIR_BYTES_PER_SECOND: u64 = 256 << 20;
+/// How often a peer looks whether the home has told the backend of its write: first, and at most.
+pub const WRITEBACK_LOOK_DELAY: Duration = Duration::from_millis(200);
+/// See [`WRITEBACK_LOOK_DELAY`].
+pub const WRITEBACK_LOOK_DELAY_MAX: Duration = Duration::from_secs(5);
+/// Readers who need the backend for the rest of an older version are waited for this long before it is overwritten.
+pub const OLD_READERS_WAIT: Duration = Duration::from_secs(60);
+/// Pieces of one download that are on their way at once.
+pub const DOWNLOAD_SLOTS_MAX: usize = 16;
+/// A reader that asks for nothing this long no longer has pieces fetched ahead.
+pub const DOWNLOAD_READER_IDLE: Duration = Duration::from_secs(15);
+/// A download that nobody has used this long ends; until then it goes on telling the home what it holds.
+pub const DOWNLOAD_IDLE_MAX: Duration = Duration::from_secs(60);
+/// A download looks at its flights at least this often.
+pub const DOWNLOAD_WAKE_MAX: Duration = Duration::from_millis(500);
+/// After so many failures of the home in a row those who wait for a piece are told.
+pub const HOME_FAILURES_MAX: u32 = 3;
+/// A home that does not know a version is asked about it at most this often.
+pub const RELOCATE_PAUSE: Duration = Duration::from_millis(200);
+
+/// Versions of at most this many pieces are fetched from the home without planning.
+pub const SWARM_DIRECT_PIECES_MAX: u32 = 4;
+/// Pieces that a download plans ahead of each reader.
+pub const SWARM_WINDOW_PIECES: u32 = 64;
+/// Readers of one download.
+pub const SWARM_READERS_MAX: usize = 1024;
+/// Pieces that one download has in flight.
+pub const SWARM_ORDERS_MAX: usize = 128;
+/// Pieces that a download has in flight before it knows how fast it is.
+pub const SWARM_ORDERS_MIN: usize = 3;
+/// A download has as many pieces in flight as it gets in this time: fewer leave its link idle, more come late, and a
+/// piece can be passed on only when it is complete.
+pub const SWARM_IN_FLIGHT_TIME: Duration = Duration::from_millis(250);
+/// Parents that a download remembers, and those it can use at once: the home names up to 8 in each answer.
+pub const SWARM_PARENTS_KEPT: usize = 16;
+/// Pieces in flight from one parent: at first, and at most.
+pub const SWARM_PARENT_ORDERS_START: u32 = 1;
+/// See [`SWARM_PARENT_ORDERS_START`].
+pub const SWARM_PARENT_ORDERS_MAX: u32 = 16;
+/// A parent that is busy is left alone for this time.
+pub const SWARM_BUSY_PAUSE: Duration = Duration::from_millis(100);
+/// A parent that sends no byte for this long is given up.
+pub const SWARM_SILENCE_MAX: Duration = Duration::from_secs(2);
+/// An order is judged by its rate only when it is this old.
+pub const SWARM_JUDGE_AFTER: Duration = Duration::from_secs(1);
+/// A parent is slow when its rate is below the median by this factor.
+pub const SWARM_SLOW_FACTOR: u32 = 10;
+/// Rates of finished orders that the median is taken of.
+pub const SWARM_RATES_KEPT: usize = 32;
+/// A silent or slow parent is avoided for this time; each further time twice as long, up to
+/// [`SWARM_AVOID_WRONG`].
+pub const SWARM_AVOID_SILENT: Duration = Duration::from_secs(10);
+/// A parent that lacks what it should have is avoided for this time.
+pub const SWARM_AVOID_MISSING: Duration = Duration::from_secs(1);
+/// A parent that sent wrong bytes is avoided for this time.
+pub const SWARM_AVOID_WRONG: Duration = Duration::from_secs(120);
+/// The home is asked for a piece that a reader waits for after this time, when nobody has it.
+pub const SWARM_URGENT_PATIENCE: Duration = Duration::from_millis(75);
+/// After this time, when it did not answer a report yet, or when those that have the piece all failed.
+pub const SWARM_URGENT_UNSURE_PATIENCE: Duration = Duration::from_millis(500);
+/// And after this time when somebody has it, or fetches it, but it does not come from there: a thousand readers that
+/// start at the same piece get it from each other sooner.
+pub const SWARM_URGENT_HELD_PATIENCE: Duration = Duration::from_secs(10);
+/// After the home refused or failed it is left alone for this time.
+pub const SWARM_HOME_PAUSE: Duration = Duration::from_millis(200);
+/// Suggestions of the home that are not carried out within this time are forgotten.
+pub const SWARM_SUGGESTION_KEPT: Duration = Duration::from_secs(2);
+/// Shortest time between two reports of one download.
+pub const SWARM_REPORT_MIN: Duration = Duration::from_millis(20);
+/// A download that has enough to do reports this often, unless the home asks for less.
+pub const SWARM_REPORT_PERIOD: Duration = Duration::from_secs(1);
+/// A peer that wants nothing more reports this often, so that the home goes on naming it to others.
+pub const SWARM_REPORT_IDLE: Duration = Duration::from_secs(10);
+/// A report that is not answered within this time is lost.
+pub const SWARM_REPORT_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// Nodes that a home keeps in its table of one version. Others are answered, but not remembered.
+pub const SWARM_NODES_MAX: usize = 16_384;
+/// Bytes of that table: huge objects have room for fewer nodes.
+pub const SWARM_TABLE_BYTES_MAX: usize = 64 << 20;
+/// Recent holders that a home remembers for each piece.
+pub const SWARM_RECENT_HOLDERS: usize = 4;
+/// Nodes that a home looks at to answer one report.
+pub const SWARM_CANDIDATES_MAX: usize = 32;
+/// A home wants a report from each of `n` nodes once in this time and the root of `n`: of 10,000 nodes, 10,000 a second.
+pub const SWARM_REPORT_SPREAD: Duration = Duration::from_millis(10);
+/// Longest time that a home asks a peer to wait before it reports again.
+pub const SWARM_REPORT_MAX: Duration = Duration::from_secs(3);
+/// A parent that has this many uploads is named only when there is no other.
+pub const SWARM_UPLOADS_GOOD: u32 = 4;
+/// Suggestions that a home has open: before the first is carried out (and one less while each takes longer than
+/// [`SWARM_SUGGESTED_SLOW`]), and later at least.
+pub const SWARM_SUGGESTED_FIRST: usize = 3;
+/// See [`SWARM_SUGGESTED_FIRST`].
+pub const SWARM_SUGGESTED_MIN: usize = 5;
+/// See [`SWARM_SUGGESTED_FIRST`].
+pub const SWARM_SUGGESTED_SLOW: Duration = Duration::from_secs(2);
+/// To [`SWARM_SUGGESTED_MIN`] come as many as are carried out in this time.
+pub const SWARM_SUGGESTED_TIME: Duration = Duration::from_millis(100);
+/// As long as none was carried out, a suggestion that is older than this does not count.
+pub const SWARM_SUGGESTED_LATE: Duration = Duration::from_secs(10);
+/// A piece that few have and nobody else gets for this time is suggested again: those that have it do not give it.
+pub const SWARM_STAGNANT: Duration = Duration::from_millis(1500);
+/// See [`SWARM_STAGNANT`].
+pub const SWARM_STAGNANT_COPIES_MAX: u32 = 2;
+/// Suggestions that a home has open at most.
+pub const SWARM_SUGGESTED_OPEN_MAX: usize = 256;
+/// A node that said nothing for this time is forgotten by the home.
+pub const SWARM_NODE_SILENCE_MAX: Duration = Duration::from_secs(30);
+
+const _: () = assert!(SWARM_WINDOW_PIECES as usize <= dfstore_proto::limits::COUNTS_MAX);
+const _: () = assert!(SWARM_PARENTS_KEPT >= 2 * dfstore_proto::limits::PARENTS_MAX);
+const _: () = assert!(SWARM_ORDERS_MAX <= dfstore_proto::limits::RUNS_MAX);
+const _: () = assert!(SWARM_SUGGESTED_FIRST > 1 && SWARM_SUGGESTED_MIN >= SWARM_SUGGESTED_FIRST);

@@ -4,9 +4,10 @@
 //! (their debug lines show headers and signed URLs), and every finished line passes [`Scrubber`], which takes out
 //! the configured secrets and the signature parameters of URLs.
 
+use std::collections::VecDeque;
 use std::io::{self, Write};
 use std::str::FromStr;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 
 use tracing::level_filters::LevelFilter;
 use tracing_subscriber::filter::{FilterExt, Targets, filter_fn};
@@ -21,20 +22,37 @@ use crate::config::{Config, LogFormat, LogOptions, Secret};
 const OWN_TARGETS: &str = "dfstore";
 /// Shorter secrets are common words, which would be taken out of every line.
 const SECRET_CHARS_MIN: usize = 6;
+/// Spellings of secrets that came after the start: those of about twenty changes of keys.
+const ADDED_SECRETS_MAX: usize = 200;
 /// Query parameters of a signed URL whose values give access.
 const SIGNATURE_PARAMETERS: [&str; 5] =
     ["X-Amz-Signature=", "X-Amz-Security-Token=", "X-Amz-Credential=", "Signature=", "security-token="];
 
-/// Logs to standard error from now on. A second call changes nothing.
-pub fn start(config: &Config) {
-    let scrubber = Scrubber::new(secrets(config));
-    let subscriber = subscriber(&config.log, move || ScrubbedWriter::new(io::stderr(), scrubber.clone()));
-    let _ = tracing::subscriber::set_global_default(subscriber);
+/// Secrets that become known after the start, such as keys that a manager gives, are named here before they are used.
+#[derive(Clone)]
+pub struct Redactions(Scrubber);
+
+impl Redactions {
+    /// Takes this secret out of every line from now on. The oldest ones that were added so are forgotten in time.
+    pub fn add(&self, secret: &Secret) {
+        self.0.add(secret);
+    }
 }
 
-fn secrets(config: &Config) -> Vec<&Secret> {
-    let keys = config.backend.credentials.iter();
-    keys.flat_map(|keys| [&keys.access_key, &keys.secret_key].into_iter().chain(&keys.session_token)).collect()
+/// Logs to standard error from now on. A second call changes nothing.
+pub fn start(config: &Config) -> Redactions {
+    let scrubber = Scrubber::new(secrets(config));
+    let redactions = Redactions(scrubber.clone());
+    let subscriber = subscriber(&config.log, move || ScrubbedWriter::new(io::stderr(), scrubber.clone()));
+    let _ = tracing::subscriber::set_global_default(subscriber);
+    redactions
+}
+
+fn secrets(config: &Config) -> Vec<Secret> {
+    let keys = config.backend.iter().flat_map(|backend| &backend.credentials);
+    let keys = keys.flat_map(|keys| [&keys.access_key, &keys.secret_key].into_iter().chain(&keys.session_token));
+    let cluster = config.cluster.iter().flat_map(|one| [one.token.clone(), Secret::new(one.credential())]);
+    keys.cloned().chain(cluster).collect()
 }
 
 /// The subscriber for these options. `writer` is called once a line.
@@ -55,17 +73,36 @@ where
 
 /// Takes secrets out of a text.
 #[derive(Clone)]
-struct Scrubber(Arc<[String]>);
+struct Scrubber {
+    /// Those of the configuration.
+    configured: Arc<[String]>,
+    /// Those that came later.
+    added: Arc<RwLock<VecDeque<String>>>,
+}
 
 impl Scrubber {
-    fn new(secrets: Vec<&Secret>) -> Scrubber {
-        let long = secrets.into_iter().map(Secret::expose).filter(|text| text.len() >= SECRET_CHARS_MIN);
-        Scrubber(long.flat_map(spellings).collect())
+    fn new(secrets: Vec<Secret>) -> Scrubber {
+        let configured = secrets.iter().flat_map(spellings).collect();
+        Scrubber { configured, added: Arc::default() }
+    }
+
+    fn add(&self, secret: &Secret) {
+        let mut added = self.added.write().unwrap_or_else(PoisonError::into_inner);
+        for spelling in spellings(secret) {
+            if added.contains(&spelling) {
+                continue;
+            }
+            if added.len() == ADDED_SECRETS_MAX {
+                added.pop_front();
+            }
+            added.push_back(spelling);
+        }
     }
 
     fn scrub(&self, line: &str) -> String {
         let mut clean = line.to_owned();
-        for secret in self.0.iter() {
+        let added = self.added.read().unwrap_or_else(PoisonError::into_inner);
+        for secret in self.configured.iter().chain(added.iter()) {
             if clean.contains(secret) {
                 clean = clean.replace(secret, REDACTED);
             }
@@ -77,8 +114,12 @@ impl Scrubber {
     }
 }
 
-/// A secret as it is, inside a JSON string, and inside a URL.
-fn spellings(secret: &str) -> Vec<String> {
+/// A secret as it is, inside a JSON string, and inside a URL. None of one that is too short.
+fn spellings(secret: &Secret) -> Vec<String> {
+    let secret = secret.expose();
+    if secret.len() < SECRET_CHARS_MIN {
+        return Vec::new();
+    }
     let quoted = serde_json::Value::from(secret).to_string();
     let encoded = percent_encoding::utf8_percent_encode(secret, percent_encoding::NON_ALPHANUMERIC).to_string();
     let mut all = vec![secret.to_owned(), quoted[1..quoted.len() - 1].to_owned(), encoded];
@@ -147,7 +188,8 @@ mod tests {
 
     fn logged(format: LogFormat, level: &str, log: impl FnOnce()) -> String {
         let captured = Captured::default();
-        let scrubber = Scrubber::new(vec![&Secret::new("canary/+\"1"), &Secret::new("KEY")]);
+        let scrubber = Scrubber::new(vec![Secret::new("canary/+\"1"), Secret::new("KEY")]);
+        scrubber.add(&Secret::new("latecanary"));
         let into = captured.clone();
         let options = LogOptions { format, level: level.to_owned() };
         let subscriber = subscriber(&options, move || ScrubbedWriter::new(into.clone(), scrubber.clone()));
@@ -161,7 +203,7 @@ mod tests {
             let lines = logged(format, "trace", || {
                 tracing::info!(target: "dfstore_peer", key = "canary/+\"1", "plain canary/+\"1 and KEY");
                 tracing::debug!(target: "dfstore_peer", "GET http://h/b?X-Amz-Signature=canarysig&x=1 canary%2F%2B%221");
-                tracing::debug!(target: "dfstore_peer", "GET http://h/b?Expires=5&Signature=canarysig");
+                tracing::debug!(target: "dfstore_peer", "GET http://h/b?Expires=5&Signature=canarysig latecanary");
             });
             assert!(!lines.contains("canary"), "{lines}");
             assert!(lines.contains("and KEY") && lines.contains("x=1") && lines.contains("Expires=5"), "{lines}");

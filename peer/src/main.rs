@@ -61,6 +61,9 @@ fn start(args: &Args, mut config: Config) -> ExitCode {
         tracing::warn!("{warning}");
     }
     config.http.ports = ready.port..=ready.port;
+    if let (Some(cluster), Some(port)) = (&mut config.cluster, ready.peer_port) {
+        cluster.peer.ports = port..=port;
+    }
     let version = env!("CARGO_PKG_VERSION");
     tracing::info!(version, config = %args.config.display(), shards = config.shards, "starting");
     let metrics = Metrics::new(config.shards, &format!("{}:{}", config.http.listen, ready.port));

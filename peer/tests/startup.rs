@@ -187,10 +187,9 @@ fn bad_yaml_and_unknown_keys_name_line_and_column() {
 }
 
 #[test]
-fn tls_and_clusters_are_refused_not_ignored() {
-    let text = "objectStorage: { enable: true, name: s3, security: { insecure: false } }\nmanager: { enable: true }\n";
-    let words =
-        ["asks for TLS, which comes with a later version", "\"manager.enable: true\" comes with a later version"];
+fn tls_and_half_a_cluster_are_refused_not_ignored() {
+    let text = "objectStorage: { enable: true, name: s3, security: { insecure: false } }\nseedPeer: { enable: true }\n";
+    let words = ["asks for TLS, which comes with a later version", "\"seedPeer.enable\" needs a cluster"];
     refuses(&mut Scene::with_config(text).command(), &words);
 }
 

@@ -91,6 +91,10 @@ error_codes! {
     ShuttingDown = 1005,
     /// The other side was silent for too long.
     Timeout = 1006,
+    /// Another peer of the cluster that is needed cannot be reached, or cannot do its part now.
+    PeerUnavailable = 1007,
+    /// The write is durable and known, but fewer peers hold it than were asked for. More copies are being made.
+    FewCopies = 1008,
 }
 
 impl ErrorCode {
@@ -152,7 +156,7 @@ impl ErrorReply {
 }
 
 /// Cuts at the last character that ends within `bytes_max`.
-fn cut(mut text: String, bytes_max: usize) -> String {
+pub(crate) fn cut(mut text: String, bytes_max: usize) -> String {
     text.truncate(text.floor_char_boundary(bytes_max));
     text
 }

@@ -47,6 +47,8 @@ pub const ATTRIBUTE_BYTES_MAX: usize = 2048;
 pub const ETAG_BYTES_MAX: usize = 256;
 /// Bytes of a credential.
 pub const TOKEN_BYTES_MAX: usize = 1024;
+/// Bytes of the session token of temporary credentials: those of cloud providers are longer than other credentials.
+pub const SESSION_TOKEN_BYTES_MAX: usize = 4096;
 /// Bytes of the name a program or a node gives itself.
 pub const NAME_BYTES_MAX: usize = 255;
 /// Bytes of the text of an error.
@@ -82,30 +84,48 @@ pub const ADDRESS_BYTES_MAX: usize = 64;
 const OVERHEAD_BYTES: usize = 512;
 /// Upper bound of the text of an [`crate::object::ObjectMeta`].
 const META_BYTES: usize = ETAG_BYTES_MAX + 6 * ATTRIBUTE_BYTES_MAX;
+/// Upper bound of one list of pieces: two numbers a run.
+const RUNS_BYTES: usize = 10 * RUNS_MAX;
 /// Upper bound of the text that names an object.
 const TARGET_BYTES: usize = BUCKET_BYTES_MAX + KEY_BYTES_MAX + 2 * QUERY_BYTES_MAX;
 
-const _: () = assert!(VERSION_MIN >= 1 && VERSION_MIN <= VERSION_MAX);
+const _: () = assert!(VERSION_MIN >= 1 && VERSION_MIN <= VERSION_OF_PEERS && VERSION_OF_PEERS <= VERSION_MAX);
 const _: () = assert!(HELLO_BYTES_MAX <= CONTROL_BYTES_MAX);
 // The largest messages there can be fit, so encoding a checked message never fails for its size.
 const _: () = assert!(TOKEN_BYTES_MAX + NAME_BYTES_MAX + OVERHEAD_BYTES <= HELLO_BYTES_MAX as usize);
 const _: () = assert!(ERROR_MESSAGE_BYTES_MAX + ERROR_DETAIL_BYTES_MAX + OVERHEAD_BYTES <= HELLO_BYTES_MAX as usize);
 const _: () = assert!(2 * TARGET_BYTES + META_BYTES + OVERHEAD_BYTES <= CONTROL_BYTES_MAX as usize);
+// PUBLISH and RECALLED.
 const _: () =
     assert!(TARGET_BYTES + META_BYTES + PARENTS_MAX * NAME_BYTES_MAX + OVERHEAD_BYTES <= CONTROL_BYTES_MAX as usize);
-/// Upper bound of one list of pieces: two numbers a run.
-const RUNS_BYTES: usize = 10 * RUNS_MAX;
-const _: () =
-    assert!(
-        PARENTS_MAX * (RUNS_BYTES + NAME_BYTES_MAX + 8) + COUNTS_MAX + 5 * SUGGESTED_MAX + OVERHEAD_BYTES
-            <= CONTROL_BYTES_MAX as usize
-    );
-const _: () = assert!(NODES_MAX * (2 * (NAME_BYTES_MAX + ADDRESS_BYTES_MAX) + 80) <= CONTROL_BYTES_MAX as usize);
+// TRACKED, which has more lists of pieces than TRACK.
 const _: () = assert!(
-    NODES_MAX * (NAME_BYTES_MAX + 10 * RUNS_SHOWN_MAX) + META_BYTES + PARENTS_MAX * NAME_BYTES_MAX + OVERHEAD_BYTES
+    PARENTS_MAX * (RUNS_BYTES + NAME_BYTES_MAX + 8) + COUNTS_MAX + 5 * SUGGESTED_MAX + OVERHEAD_BYTES
         <= CONTROL_BYTES_MAX as usize
 );
-const _: () = assert!(NODES_MAX * (2 * NAME_BYTES_MAX + 8) <= CONTROL_BYTES_MAX as usize);
+// CONFIG_OK.
+const _: () = assert!(
+    2 * TOKEN_BYTES_MAX
+        + SESSION_TOKEN_BYTES_MAX
+        + ATTRIBUTE_BYTES_MAX
+        + 2 * NAME_BYTES_MAX
+        + BOOTSTRAP_MAX * (ADDRESS_BYTES_MAX + 2)
+        + OVERHEAD_BYTES
+        <= CONTROL_BYTES_MAX as usize
+);
+// WHERE_OK, NODES_OK and WORKED.
+const _: () = assert!(
+    NODES_MAX * (NAME_BYTES_MAX + 10 * RUNS_SHOWN_MAX + 8)
+        + META_BYTES
+        + PARENTS_MAX * (NAME_BYTES_MAX + 2)
+        + OVERHEAD_BYTES
+        <= CONTROL_BYTES_MAX as usize
+);
+const _: () = assert!(
+    NODES_MAX * (2 * (NAME_BYTES_MAX + ADDRESS_BYTES_MAX) + 80) + 2 * NAME_BYTES_MAX + OVERHEAD_BYTES
+        <= CONTROL_BYTES_MAX as usize
+);
+const _: () = assert!(NODES_MAX * (2 * NAME_BYTES_MAX + 8) + OVERHEAD_BYTES <= CONTROL_BYTES_MAX as usize);
 // A listing makes progress: one entry always fits, beside the marker that repeats its key.
 const _: () =
     assert!(2 * KEY_BYTES_MAX + ETAG_BYTES_MAX + ATTRIBUTE_BYTES_MAX + OVERHEAD_BYTES <= CONTROL_BYTES_MAX as usize);

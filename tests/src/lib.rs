@@ -30,6 +30,7 @@ pub mod samples;
 pub mod scene;
 pub mod seaweed;
 pub mod source;
+pub mod swarm_sim;
 pub mod until;
 pub mod wire;
 

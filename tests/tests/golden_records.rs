@@ -65,6 +65,8 @@ fn task_records() {
         piece_bytes: 4 << 20,
         crc32: Some(0xcbf4_3926),
         validated_at_ms: 1_795_305_600_456,
+        replicas: 3,
+        published: true,
     };
     check(
         task().as_bytes(),

@@ -393,8 +393,8 @@ fn questions_about_objects_and_buckets_are_answered() -> Result<()> {
     let info = open(&mut wire, &one)?;
     let request = wire.request(read(&one, &info, 0..2))?;
     assert_eq!(wire.refusal(request)?, ErrorCode::RangeNotSatisfiable);
-    let request = wire.request(PutBegin { ack_peers: 1, ..begin(&one, WriteMode::Ephemeral) })?;
-    assert_eq!(wire.refusal(request)?, ErrorCode::Unsupported);
+    let request = wire.request(PutBegin { ack_peers: 2, ..begin(&one, WriteMode::Ephemeral) })?;
+    assert_eq!(wire.refusal(request)?, ErrorCode::InvalidArgument);
     let mut queried = one.clone();
     queried.query = "versionId=3".to_owned();
     let request = wire.request(Stat { target: queried, fresh: false })?;

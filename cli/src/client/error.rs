@@ -37,6 +37,14 @@ pub enum ClientError {
         /// The fault.
         what: String,
     },
+    /// The peer's version of the protocol does not have what the command needs.
+    #[error("{endpoint} is too old: {what}")]
+    TooOld {
+        /// As the user wrote it.
+        endpoint: String,
+        /// What is needed, and what there is.
+        what: String,
+    },
     /// What the user asked for cannot be said in the protocol.
     #[error(transparent)]
     Unsayable(#[from] EncodeError),
@@ -61,7 +69,10 @@ impl ClientError {
         match self {
             ClientError::Connect { .. } | ClientError::Broken { .. } | ClientError::Damaged { .. } => true,
             ClientError::Refused(reply) => reply.is_retryable(),
-            ClientError::NotNative { .. } | ClientError::Protocol { .. } | ClientError::Unsayable(_) => false,
+            ClientError::NotNative { .. }
+            | ClientError::Protocol { .. }
+            | ClientError::TooOld { .. }
+            | ClientError::Unsayable(_) => false,
         }
     }
 
@@ -81,11 +92,20 @@ impl ClientError {
     /// Whether an upload that failed like this may succeed from the start: it was lost on the way, not refused.
     pub fn is_worth_a_new_upload(&self) -> bool {
         match self {
-            ClientError::Broken { .. } => true,
+            ClientError::Broken { .. } | ClientError::Connect { .. } => true,
             ClientError::Refused(reply) => matches!(
                 reply.code,
                 ErrorCode::ChecksumMismatch | ErrorCode::ShuttingDown | ErrorCode::Timeout | ErrorCode::UploadUnknown
             ),
+            _ => false,
+        }
+    }
+
+    /// Whether any other request would fail in the same way: the peer is not there, or does not do this.
+    pub fn is_about_the_peer(&self) -> bool {
+        match self {
+            ClientError::Connect { .. } | ClientError::NotNative { .. } | ClientError::TooOld { .. } => true,
+            ClientError::Refused(reply) => reply.code == ErrorCode::Unsupported,
             _ => false,
         }
     }
@@ -107,6 +127,7 @@ impl ClientError {
             ClientError::NotNative { .. } => {
                 Some("name the public port of a dfstore peer (65004 by default) with --endpoint")
             }
+            ClientError::TooOld { .. } => Some("upgrade that peer, or name a newer one with --endpoint"),
             ClientError::Refused(reply) => match reply.code {
                 ErrorCode::NoSuchBucket => Some("create the bucket first, or check its spelling"),
                 ErrorCode::Busy => Some("the peer has too much to do; try again later or with less --parallel"),

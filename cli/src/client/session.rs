@@ -15,7 +15,7 @@ use dfstore_proto::ids::TaskId;
 use dfstore_proto::limits::PIECE_BYTES_MAX;
 use dfstore_proto::message::{GoAway, Hello, HelloAck, Message, Role, Route, Token};
 use dfstore_proto::preface::Versions;
-use dfstore_proto::session::{self, Event, SendError, SessionError};
+use dfstore_proto::session::{self, Event, SendError, SessionError, Violation};
 
 use crate::client::error::ClientError;
 use crate::rt::buffer::{Buffer, Fill};
@@ -65,14 +65,9 @@ impl Session {
         let (staged, consumed, ack, going_away) = (Vec::new(), 0, None, None);
         let mut session = Session { endpoint, receiver, sender, protocol, out, staged, consumed, ack, going_away };
         session.flush().await?;
-        match session.next().await {
-            Ok(Event::Accepted(ack)) => session.ack = Some(ack),
-            Ok(_) => return Err(session.violation("the first frame is no HELLO_ACK")),
-            // Whoever hangs up on a preface does not know it.
-            Err(ClientError::Broken { endpoint, cause }) if is_hangup(&cause) => {
-                return Err(ClientError::NotNative { endpoint });
-            }
-            Err(error) => return Err(error),
+        match session.next().await? {
+            Event::Accepted(ack) => session.ack = Some(ack),
+            _ => return Err(session.violation("the first frame is no HELLO_ACK")),
         }
         Ok(session)
     }
@@ -269,6 +264,11 @@ impl Session {
         match error {
             SendError::Encode(error) => ClientError::Unsayable(error),
             SendError::GoingAway => self.gone(),
+            SendError::NotNow(Violation::NotInVersion { frame_type, needs, version }) => {
+                let (endpoint, name) = (self.endpoint.to_string(), frame_type.name());
+                let what = format!("it speaks version {version} of the protocol, and {name} needs version {needs}");
+                ClientError::TooOld { endpoint, what }
+            }
             error => self.violation(&error.to_string()),
         }
     }
@@ -293,7 +293,7 @@ impl Session {
 }
 
 /// Whether the other side closed instead of answering.
-fn is_hangup(cause: &io::Error) -> bool {
+pub fn is_hangup(cause: &io::Error) -> bool {
     use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset, UnexpectedEof};
     matches!(cause.kind(), UnexpectedEof | ConnectionReset | ConnectionAborted | BrokenPipe)
 }

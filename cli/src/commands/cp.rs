@@ -42,9 +42,11 @@ pub fn run(endpoint: &Endpoint, args: &CpArgs, unfinished: &Unfinished) -> Resul
     let started = Instant::now();
     let failed = || format!("failed to copy {} to {}", args.source.display(), args.target.display());
     let moved = plan.run(&context, args).with_context(failed)?;
-    if args.verbose {
+    // Whoever waits for copies wants to know how many there are.
+    if args.verbose || (args.ack != Ack::Local && !args.quiet) {
         explain(&moved);
     }
+    check_copies(args, &moved).with_context(failed)?;
     if args.quiet {
         return Ok(());
     }
@@ -72,6 +74,17 @@ fn explain(moved: &Moved) {
     }
 }
 
+/// The peer answers an upload that asked for copies when they are there, or after a while with what there is.
+fn check_copies(args: &CpArgs, moved: &Moved) -> Result<()> {
+    let (Ack::Peers(wanted), Some(done)) = (args.ack, &moved.written) else { return Ok(()) };
+    if done.replicas >= u32::from(wanted) {
+        return Ok(());
+    }
+    let have = done.replicas;
+    let error = anyhow!("it is written, but of the {wanted} durable copies that --ack asks for there are {have}");
+    Err(with_hint(error, "the cluster goes on making copies; see 'dfstore stat --where' for how far it is"))
+}
+
 /// What to copy where, with every name settled.
 enum Plan<'a> {
     FromFile(&'a Path, Target),
@@ -84,12 +97,6 @@ enum Plan<'a> {
 impl<'a> Plan<'a> {
     fn of(args: &CpArgs, source: &'a Location, target: &'a Location) -> Result<Plan<'a>> {
         let named = |object| Target { object, query: String::new(), filter: args.filter.clone() };
-        if let Ack::Peers(count) = args.ack
-            && matches!(target, Location::Dfs(_))
-        {
-            let error = usage(format!("--ack peers:{count} needs a cluster, which this version cannot form yet"));
-            return Err(with_hint(error, "leave --ack out, or use --ack local"));
-        }
         match (source, target) {
             (Location::Local(path), Location::Dfs(url)) => {
                 let name = path.file_name().and_then(|name| name.to_str());
@@ -112,7 +119,7 @@ impl<'a> Plan<'a> {
                 Ok(Plan::Between(source, target))
             }
             (Location::Local(_), Location::Local(_)) => {
-                Err(usage("source and target url cannot both be local file path"))
+                Err(usage("source and target url cannot both be local file path: one must be dfs://BUCKET/KEY"))
             }
             _ => Err(usage("source or target must be a dfs:// url, e.g. dfs://bucket_name/object_key")),
         }
@@ -150,7 +157,8 @@ impl<'a> Plan<'a> {
                 let mut output = File::from(output);
                 download::run(context, source, Output::Stream(&mut output), &mut |_| {})
             }
-            Plan::Between(source, target) if source.object.bucket == target.object.bucket => {
+            // COPY has no word about copies to wait for, so those go through us.
+            Plan::Between(source, target) if source.object.bucket == target.object.bucket && args.ack == Ack::Local => {
                 copy(context.peer, source, target, args)
             }
             Plan::Between(source, target) => stream_through(context, source, target, args),
@@ -164,7 +172,10 @@ fn begin(args: &CpArgs, target: &Target) -> PutBegin {
         length: None,
         mode: args.mode,
         max_replicas: args.max_replicas.into(),
-        ack_peers: 0,
+        ack_peers: match args.ack {
+            Ack::Local => 0,
+            Ack::Peers(count) => count.into(),
+        },
         meta: ObjectMeta { content_type: args.content_type.clone(), ..ObjectMeta::default() },
     }
 }

@@ -3,12 +3,16 @@
 //! A command turns arguments into requests and answers into lines. Lines for people and scripts go to standard
 //! output; a closed pipe there is an error like any other, not a panic.
 
+mod cluster;
 mod cp;
 mod date;
 mod ls;
 mod rm;
 mod stat;
+mod table;
 mod version;
+mod whereabouts;
+mod work;
 
 use std::fmt::Display;
 use std::io::Write;
@@ -18,12 +22,13 @@ use clap::CommandFactory;
 use dfstore_proto::ids::ObjectName;
 use dfstore_proto::message::VersionState;
 
-use crate::args::{Cli, Command};
+use crate::args::{Cli, ClusterCommand, Command};
 use crate::client::Peer;
 use crate::error::usage;
 use crate::rt::block_on;
 use crate::rt::signal::Unfinished;
 use crate::url::{DfsUrl, Endpoint};
+use work::Work;
 
 /// Runs the command that was asked for.
 pub fn run(cli: Cli, unfinished: &Unfinished) -> Result<()> {
@@ -33,6 +38,9 @@ pub fn run(cli: Cli, unfinished: &Unfinished) -> Result<()> {
         Command::Rm(args) => block_on(rm::run(&Peer::find(&endpoint()?)?, args))?,
         Command::Stat(args) => block_on(stat::run(&Peer::find(&endpoint()?)?, args))?,
         Command::Ls(args) => block_on(ls::run(&Peer::find(&endpoint()?)?, args))?,
+        Command::Prefetch(args) => block_on(work::run(&Peer::find(&endpoint()?)?, Work::Prefetch, args))?,
+        Command::Evict(args) => block_on(work::run(&Peer::find(&endpoint()?)?, Work::Evict, args))?,
+        Command::Cluster(ClusterCommand::Status(args)) => block_on(cluster::status(&Peer::find(&endpoint()?)?, args))?,
         Command::Version(args) => version::run(args),
         Command::Completion { shell } => complete(*shell),
     }

@@ -9,12 +9,15 @@ use serde_json::json;
 use crate::args::StatArgs;
 use crate::client::Peer;
 use crate::commands::date::rfc3339;
-use crate::commands::{parse_object, print_line, state_name};
+use crate::commands::{parse_object, print_line, state_name, whereabouts};
 
 /// Prints the attributes of the object.
 pub async fn run(peer: &Peer, args: &StatArgs) -> Result<()> {
     let object = parse_object(&args.target)?;
     let target = Target::new(object.clone());
+    if args.whereabouts {
+        return whereabouts::run(peer, &object, args.json).await;
+    }
     let answer = peer.call(target.task(), Stat { target, fresh: false }).await;
     match answer.with_context(|| format!("failed to stat {object}"))? {
         Message::StatOk(info) if args.json => print_line(as_json(&object.bucket, &object.key, &info)),
@@ -23,7 +26,8 @@ pub async fn run(peer: &Peer, args: &StatArgs) -> Result<()> {
     }
 }
 
-fn as_json(bucket: &str, key: &str, info: &VersionInfo) -> serde_json::Value {
+/// What is known of a version, for programs.
+pub fn as_json(bucket: &str, key: &str, info: &VersionInfo) -> serde_json::Value {
     let meta = &info.meta;
     json!({
         "bucket": bucket,
@@ -49,7 +53,8 @@ fn as_json(bucket: &str, key: &str, info: &VersionInfo) -> serde_json::Value {
     })
 }
 
-fn as_text(object: &str, info: &VersionInfo) -> String {
+/// What is known of a version, for people: a line for each attribute it has.
+pub fn as_text(object: &str, info: &VersionInfo) -> String {
     let meta = &info.meta;
     let rows = [
         ("object", object.to_string()),

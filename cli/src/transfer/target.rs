@@ -30,6 +30,10 @@ pub fn resolve(path: &Path, source: &DfsUrl) -> Result<PathBuf> {
         bail!("folder '{}' does not exist", path.display());
     }
     if !is_folder {
+        let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        if !folder.is_dir() {
+            bail!("folder '{}' does not exist", folder.display());
+        }
         return Ok(path.to_path_buf());
     }
     let name =
@@ -189,6 +193,8 @@ mod tests {
         assert_eq!(resolve(folder.path(), &source).expect("ok"), folder.path().join("k.bin"));
         assert_eq!(resolve(Path::new("x"), &source).expect("ok"), Path::new("x"));
         assert!(resolve(&folder.path().join("none/"), &source).is_err());
+        let error = resolve(&folder.path().join("none/x"), &source).expect_err("no such folder");
+        assert!(error.to_string().ends_with("/none' does not exist"), "{error}");
         let nameless = DfsUrl::parse("dfs://b/a/..").expect("valid");
         assert!(resolve(folder.path(), &nameless).is_err());
     }

@@ -197,6 +197,8 @@ fn special_files_are_written_to_directly() {
 #[test]
 fn a_target_that_cannot_be_written_is_named() {
     let fake = holding(&bytes(3 * PIECE));
-    run(&fake, &["cp", "dfs://b/dir/k.bin", "/nonexistent/out"]).failed(1, &["/nonexistent/out", "No such file"]);
+    let said = ["folder '/nonexistent' does not exist"];
+    run(&fake, &["cp", "dfs://b/dir/k.bin", "/nonexistent/out"]).failed(1, &said);
+    assert_eq!(fake.count("OPEN"), 0, "nothing is asked for a target that cannot be");
     run(&fake, &["cp", "dfs://b/dir/k.bin", "/dev/full"]).failed(1, &["No space left"]);
 }

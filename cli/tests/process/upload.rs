@@ -154,6 +154,42 @@ fn an_upload_whose_first_connection_breaks_starts_over() {
 }
 
 #[test]
+fn an_upload_waits_for_its_peer_to_be_back() {
+    let data = bytes(40 * PIECE);
+    let faults = Faults { broken_writes: vec![true], hangups: 4, ..Faults::default() };
+    let fake = Fake::start().with(faults);
+    upload(&fake, &data, "dfs://b/k").done();
+    holds(&fake, "k", &data);
+    assert_eq!(fake.begins().len(), 2);
+}
+
+#[test]
+fn a_peer_that_stays_away_ends_the_upload() {
+    let fake = Fake::start().with(Faults { broken_writes: vec![true; 40], ..Faults::default() });
+    upload(&fake, &bytes(3 * PIECE), "dfs://b/k").failed(1, &["broke"]);
+    assert_eq!(fake.begins().len(), 5, "the first attempt and four more");
+    assert!(fake.get("b", "k").is_none());
+}
+
+#[test]
+fn copies_that_are_waited_for_are_asked_for_and_told() {
+    let folder = Folder::new();
+    let source = folder.write("f", b"x").display().to_string();
+    let fake = Fake::start();
+    let done = run(&fake, &["cp", "--ack", "peers:2", &source, "dfs://b/k"]).done();
+    assert_eq!(done.stderr, "written: local replicas=3\n");
+    assert_eq!(fake.begins()[0].ack_peers, 2);
+    assert_eq!(run(&fake, &["cp", "-q", "--ack", "peers:2", &source, "dfs://b/k"]).done().stderr, "");
+    run(&fake, &["cp", "--ack", "peers:2", "dfs://b/k", "dfs://b/copy"]).done();
+    assert_eq!((fake.count("COPY"), fake.begins()[2].ack_peers), (0, 2), "COPY cannot wait for copies");
+    holds(&fake, "copy", b"x");
+    let fake = Fake::start().with(Faults { copies: Some(1), ..Faults::default() });
+    let done = run(&fake, &["cp", "--ack", "peers:2", &source, "dfs://b/k"]);
+    done.failed(1, &["of the 2 durable copies that --ack asks for there are 1", "Hint:"]);
+    holds(&fake, "k", b"x");
+}
+
+#[test]
 fn a_stream_cannot_start_over() {
     let fake = Fake::start().with(Faults { broken_writes: vec![true], ..Faults::default() });
     let mut command = dfstore();

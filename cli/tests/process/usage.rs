@@ -22,15 +22,16 @@ fn usage_errors_exit_with_2_and_name_the_nearest() {
 
 #[test]
 fn copies_that_make_no_sense_exit_with_2() {
-    bare(&["cp", "a", "b"]).failed(2, &["Error: source and target url cannot both be local file path"]);
+    bare(&["cp", "a", "b"])
+        .failed(2, &["Error: source and target url cannot both be local file path: one must be dfs://BUCKET/KEY"]);
     bare(&["cp", "-", "-"]).failed(2, &["dfs:// url"]);
     bare(&["cp", "a", "dfs://b"]).failed(2, &["'dfs://b' names no object"]);
     bare(&["cp", "a", "dfs:///k"]).failed(2, &["names no bucket"]);
     bare(&["cp", "dfs://b/k", "dfs://b/k"]).failed(2, &["same object"]);
-    bare(&["cp", "a", "dfs://b/k", "--ack", "peers:2"]).failed(2, &["--ack peers:2", "Hint:"]);
+    bare(&["cp", "a", "dfs://b/k", "--ack", "peers:0"]).failed(2, &["peers:K"]);
     bare(&["rm", "b/k"]).failed(2, &["invalid url, e.g. dfs://bucket_name/object_key"]);
     bare(&["rm", "dfs://b/%zz"]).failed(2, &["%25"]);
-    bare(&["rm", "dfs://b/k", "-e", ""]).failed(2, &["dfstore requires parameter endpoint"]);
+    bare(&["rm", "dfs://b/k", "-e", ""]).failed(2, &["parameter endpoint, and it is empty", "DFSTORE_ENDPOINT"]);
     bare(&["rm", "dfs://b/k", "-e", "ftp://h"]).failed(2, &["invalid endpoint"]);
 }
 
@@ -39,8 +40,12 @@ fn help_version_and_completion_exit_with_0() {
     assert!(bare(&["--help"]).done().text().contains("completion"));
     assert!(bare(&["help", "cp"]).done().text().contains("--max-replicas"));
     let version = bare(&["version"]).done().text();
-    assert_eq!(version, format!("dfstore {}\nprotocol 1\n", env!("CARGO_PKG_VERSION")));
-    assert!(bare(&["version", "--json"]).done().text().contains("\"protocol\":1"));
+    assert_eq!(version, format!("dfstore {}\nprotocol 2\n", env!("CARGO_PKG_VERSION")));
+    for flag in ["--version", "-V"] {
+        assert_eq!(bare(&[flag]).done().text(), version);
+    }
+    assert!(bare(&["version", "--json"]).done().text().contains("\"protocol\":2"));
+    assert!(bare(&["help", "cluster"]).done().text().contains("status"));
     for shell in ["bash", "zsh", "fish"] {
         assert!(bare(&["completion", shell]).done().text().contains("dfstore"), "{shell}");
     }

@@ -14,10 +14,15 @@ use crate::catalog::records::{PartRecord, PieceKey, PieceRecord, TaskRecord, Wri
 pub trait Record: Serialize + for<'de> Deserialize<'de> {
     /// Version of the encoding; to be raised with every change of a field.
     const VERSION: u8;
+    /// Earlier versions that are still read: each with the bytes that, put behind it, make it this version (fields
+    /// are only ever added, at the end).
+    const EARLIER: &[(u8, &[u8])] = &[];
 }
 
 impl Record for TaskRecord {
-    const VERSION: u8 = 1;
+    const VERSION: u8 = 2;
+    /// Version 1 knew no cluster: no replicas, not published.
+    const EARLIER: &[(u8, &[u8])] = &[(1, &[0, 0])];
 }
 impl Record for PieceRecord {
     const VERSION: u8 = 1;
@@ -48,9 +53,17 @@ pub fn encode<R: Record>(key: &[u8], record: &R) -> Vec<u8> {
 pub fn decode<R: Record>(key: &[u8], value: &[u8]) -> Result<R, Damaged> {
     let (body, crc32) = value.split_last_chunk::<CRC_BYTES>().ok_or(Damaged)?;
     let (version, record) = body.split_first().ok_or(Damaged)?;
-    if *version != R::VERSION || u32::from_le_bytes(*crc32) != checksum(key, body) {
+    if u32::from_le_bytes(*crc32) != checksum(key, body) {
         return Err(Damaged);
     }
+    if *version == R::VERSION {
+        return decode_body(record);
+    }
+    let (_, added) = R::EARLIER.iter().find(|(earlier, _)| earlier == version).ok_or(Damaged)?;
+    decode_body(&[record, added].concat())
+}
+
+fn decode_body<R: Record>(record: &[u8]) -> Result<R, Damaged> {
     match postcard::take_from_bytes(record) {
         Ok((record, [])) => Ok(record),
         _ => Err(Damaged),

@@ -42,6 +42,10 @@ pub struct TaskRecord {
     pub crc32: Option<u32>,
     /// When the version was last known to be the backend's, in milliseconds since the Unix epoch.
     pub validated_at_ms: u64,
+    /// Seeds that should keep a copy; 0 when nobody asked for any.
+    pub replicas: u16,
+    /// The home of the task was told of this version.
+    pub published: bool,
 }
 
 /// Names a piece.

@@ -59,6 +59,8 @@ fn task_record(generation: u64) -> TaskRecord {
         piece_bytes: 4 << 20,
         crc32: Some(7),
         validated_at_ms: 9,
+        replicas: 2,
+        published: true,
     }
 }
 

@@ -5,13 +5,18 @@
 //! that exists is valid.
 //!
 //! A text becomes a tree ([`yaml`]), flags and environment variables replace values in it ([`overrides`]), one file
-//! per section reads it ([`object_storage`], [`storage`], [`process`], [`later`]), and [`report`] collects what is
+//! per section reads it ([`object_storage`], [`storage`], [`process`], [`cluster`], [`original`]), and [`report`] collects what is
 //! wrong.
 
-mod later;
+mod backend_config;
+mod cluster;
+#[cfg(test)]
+mod cluster_tests;
+mod manager_keys;
 pub mod memory;
 mod object_storage;
 pub mod options;
+mod original;
 mod overrides;
 mod process;
 mod report;
@@ -31,15 +36,17 @@ use std::path::Path;
 
 use crate::limits::CONFIG_BYTES_MAX;
 
+pub use backend_config::BackendConfigError;
 pub use memory::MemoryPlan;
 pub use options::{
-    BackendDescription, BackendOptions, Credentials, Freshness, FreshnessPolicy, HttpOptions, LogFormat, LogOptions,
-    MetricsOptions, Provider, StoreOptions,
+    BackendDescription, BackendOptions, ClusterOptions, Credentials, Freshness, FreshnessPolicy, GossipOptions,
+    HttpOptions, LogFormat, LogOptions, MetricsOptions, PeerListen, Provider, StoreOptions,
 };
 pub use overrides::Overrides;
 pub use report::{ConfigError, Problem};
 pub use secret::Secret;
 
+use process::Listens;
 use report::Report;
 use section::Section;
 
@@ -52,8 +59,10 @@ pub struct Config {
     pub http: HttpOptions,
     /// Piece store and catalog.
     pub store: StoreOptions,
-    /// Backend.
-    pub backend: BackendOptions,
+    /// Backend; `None` when managers are to tell it.
+    pub backend: Option<BackendOptions>,
+    /// The cluster; `None` for a standalone peer.
+    pub cluster: Option<ClusterOptions>,
     /// When a cached version is checked.
     pub freshness: FreshnessPolicy,
     /// Shares of the memory budget.
@@ -72,7 +81,8 @@ impl Config {
         let name = path.display().to_string();
         let (text, readable_by_all) = read_file(path).map_err(|message| Problem { place: name.clone(), message })?;
         let mut config = Config::parse(&name, &text, overrides)?;
-        if readable_by_all && config.backend.credentials.is_some() {
+        let keys = config.backend.as_ref().is_some_and(|backend| backend.credentials.is_some());
+        if readable_by_all && (keys || config.cluster.is_some()) {
             config.warnings.push(format!("{name}: holds keys and everyone may read it: chmod 600 {name}"));
         }
         Ok(config)
@@ -90,12 +100,15 @@ impl Config {
         };
         overrides.apply(&mut tree);
         let mut root = Section::root(&mut report, &tree);
-        let object_storage = object_storage::read(&mut report, &mut root);
+        let scheduler_manager = original::read(&mut report, &mut root);
+        let cluster = cluster::read(&mut report, &mut root, scheduler_manager);
+        let object_storage = object_storage::read(&mut report, &mut root, cluster.asks_managers);
         let store = storage::read(&mut report, &mut root);
         let process = process::read(&mut report, &mut root);
-        later::read(&mut report, &mut root);
         if let Some(object_storage) = &object_storage {
-            process::check_ports(&mut report, &root, &process, &object_storage.http);
+            cluster::check_backend(&mut report, &cluster, object_storage.backend.is_some());
+            let listeners = listeners(&process, &object_storage.http, cluster.options.as_ref());
+            process::check_ports(&mut report, &root, &listeners);
         }
         root.done(&mut report);
         let warnings = report.finish()?;
@@ -105,6 +118,7 @@ impl Config {
             http: object_storage.http,
             store,
             backend: object_storage.backend,
+            cluster: cluster.options,
             freshness: object_storage.freshness,
             memory: process.memory,
             metrics: process.metrics,
@@ -112,6 +126,17 @@ impl Config {
             warnings,
         })
     }
+}
+
+/// Everything that is listened on over TCP. Gossip is UDP, where the same numbers are free.
+fn listeners(process: &process::Process, http: &HttpOptions, cluster: Option<&ClusterOptions>) -> Vec<Listens> {
+    let mut all = vec![Listens { key: "objectStorage.tcpListen.port", ip: http.listen, ports: http.ports.clone() }];
+    all.extend(process.metrics.listen.map(|address| Listens::on("metrics.listen", address)));
+    if let Some(cluster) = cluster {
+        all.push(Listens { key: "peer.port", ip: cluster.peer.listen, ports: cluster.peer.ports.clone() });
+        all.extend(cluster.manager_listen.map(|address| Listens::on("manager.listen", address)));
+    }
+    all
 }
 
 /// The text of the file, and whether everyone may read it.

@@ -4,9 +4,7 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
 use std::ops::RangeInclusive;
 
-use super::options::{
-    BackendDescription, BackendOptions, Credentials, Freshness, FreshnessPolicy, HttpOptions, Provider,
-};
+use super::options::{BackendOptions, Credentials, Freshness, FreshnessPolicy, HttpOptions, Provider};
 use super::report::Report;
 use super::secret::Secret;
 use super::section::{Field, Section};
@@ -22,19 +20,22 @@ const PORTS_DEFAULT: RangeInclusive<u16> = 65004..=65535;
 /// What the section gives.
 pub(super) struct ObjectStorage {
     pub(super) http: HttpOptions,
-    pub(super) backend: BackendOptions,
+    /// `None` where the file names no backend.
+    pub(super) backend: Option<BackendOptions>,
     pub(super) freshness: FreshnessPolicy,
 }
 
-/// Reads the section. `None` when something in it is wrong, which the report then says.
-pub(super) fn read(report: &mut Report, root: &mut Section<'_>) -> Option<ObjectStorage> {
+/// Reads the section. `None` when something in it is wrong, which the report then says. With `asks_managers` a backend
+/// may be missing.
+pub(super) fn read(report: &mut Report, root: &mut Section<'_>, asks_managers: bool) -> Option<ObjectStorage> {
     let Some(mut section) = root.section(report, "objectStorage") else {
-        report
-            .problem(root.place(), "\"objectStorage\" is required: it says which backend this peer stands in front of");
+        let message = "\"objectStorage\" is required: it says where clients are served, and which backend this peer \
+                       stands in front of";
+        report.problem(root.place(), message);
         return None;
     };
     enable(report, &mut section);
-    let backend = read_backend(report, &mut section);
+    let backend = read_backend(report, &mut section, asks_managers);
     let freshness = read_freshness(report, &mut section);
     let filter = section.value(report, "filter", units::text).unwrap_or_else(|| FILTER_DEFAULT.to_owned());
     let replicas = section.value(report, "maxReplicas", |text| units::number(text, &(1..=REPLICAS_MAX)));
@@ -42,13 +43,11 @@ pub(super) fn read(report: &mut Report, root: &mut Section<'_>) -> Option<Object
     section.without_effect(report, "unixListen", "this service has no Unix socket");
     let (listen, ports) = listen(report, &mut section);
     section.done(report);
-    let backend = backend?;
     let http = HttpOptions {
         listen,
         ports,
         filter: filter.split('&').filter(|name| !name.is_empty()).map(str::to_owned).collect(),
         replicas_default: replicas.unwrap_or(REPLICAS_DEFAULT),
-        backend: describe(&backend),
     };
     Some(ObjectStorage { http, backend, freshness })
 }
@@ -65,8 +64,8 @@ fn enable(report: &mut Report, section: &mut Section<'_>) {
     }
 }
 
-fn read_backend(report: &mut Report, section: &mut Section<'_>) -> Option<BackendOptions> {
-    let provider = read_provider(report, section);
+fn read_backend(report: &mut Report, section: &mut Section<'_>, asks_managers: bool) -> Option<BackendOptions> {
+    let name = section.get(report, "name").filter(|field| !is_empty(field));
     let region = section.get(report, "region").filter(|field| !is_empty(field));
     let region = region.and_then(|field| field.value(report, region_name));
     let endpoint = section.get(report, "endpoint").filter(|field| !is_empty(field));
@@ -78,7 +77,12 @@ fn read_backend(report: &mut Report, section: &mut Section<'_>) -> Option<Backen
     let credentials = read_credentials(report, section);
     let path_style = section.get(report, "s3ForcePathStyle");
     let path_style_value = path_style.as_ref().and_then(|field| field.value(report, units::boolean));
-    let provider = provider?;
+    let Some(name) = name else {
+        let described = region.is_some() || endpoint.is_some() || credentials.is_some();
+        report_nameless(report, section, asks_managers, described);
+        return None;
+    };
+    let provider = name.value(report, provider)?;
     if provider == Provider::Oss && region.is_none() && endpoint.is_none() {
         report.problem(section.place(), "\"objectStorage.region\" or \"objectStorage.endpoint\" is required for oss");
     }
@@ -96,19 +100,24 @@ fn read_backend(report: &mut Report, section: &mut Section<'_>) -> Option<Backen
     })
 }
 
-fn read_provider(report: &mut Report, section: &mut Section<'_>) -> Option<Provider> {
-    let Some(field) = section.get(report, "name") else {
-        let message = "\"objectStorage.name\" is required (s3 or oss): a peer that gets its backend from a manager \
-                       comes with a later version";
+/// No name, no backend: fine for those who ask a manager, if nothing else looks like a backend either.
+fn report_nameless(report: &mut Report, section: &Section<'_>, asks_managers: bool, described: bool) {
+    if described {
+        let message = "\"objectStorage.name\" is required (s3 or oss) beside region, endpoint and keys: give it, or \
+                       remove them to get the backend from a manager";
         report.problem(section.place(), message);
-        return None;
-    };
-    field.value(report, |text| match text.to_ascii_lowercase().as_str() {
-        "s3" => Ok(Provider::S3),
-        "oss" => Ok(Provider::Oss),
-        "obs" => Err("OBS is not supported, expected s3 or oss".to_owned()),
-        _ => Err("expected s3 or oss".to_owned()),
-    })
+    } else if !asks_managers {
+        let message = "\"objectStorage.name\" is required (s3 or oss), or \"manager.enable\" with \
+                       \"manager.netAddrs\" to get the backend from a manager";
+        report.problem(section.place(), message);
+    }
+}
+
+pub(super) fn provider(text: &str) -> Result<Provider, String> {
+    if text.eq_ignore_ascii_case("obs") {
+        return Err("OBS is not supported, expected s3 or oss".to_owned());
+    }
+    Provider::from_name(text).ok_or_else(|| "expected s3 or oss".to_owned())
 }
 
 fn read_credentials(report: &mut Report, section: &mut Section<'_>) -> Option<Credentials> {
@@ -134,13 +143,13 @@ fn read_credentials(report: &mut Report, section: &mut Section<'_>) -> Option<Cr
     }
 }
 
-fn region_name(text: &str) -> Result<String, String> {
+pub(super) fn region_name(text: &str) -> Result<String, String> {
     let valid = text.len() <= 64 && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_".contains(&byte));
     if valid { Ok(text.to_owned()) } else { Err("expected a region name such as us-east-1".to_owned()) }
 }
 
 /// A URL with scheme and host. A bare host gets `https://`, as the original's client libraries did it.
-fn endpoint_url(text: &str) -> Result<String, String> {
+pub(super) fn endpoint_url(text: &str) -> Result<String, String> {
     let allowed = || "expected a URL such as https://s3.example.com or http://127.0.0.1:8333".to_owned();
     let url = if text.contains("://") { text.to_owned() } else { format!("https://{text}") };
     let uri: http::Uri = url.parse().map_err(|_| allowed())?;
@@ -156,14 +165,6 @@ fn endpoint_url(text: &str) -> Result<String, String> {
         return Err(allowed());
     }
     Ok(url.trim_end_matches('/').to_owned())
-}
-
-fn describe(backend: &BackendOptions) -> BackendDescription {
-    BackendDescription {
-        name: backend.provider.name().to_owned(),
-        region: backend.region.clone().unwrap_or_default(),
-        endpoint: backend.endpoint.clone().unwrap_or_default(),
-    }
 }
 
 fn read_freshness(report: &mut Report, section: &mut Section<'_>) -> FreshnessPolicy {
@@ -238,7 +239,7 @@ fn listen(report: &mut Report, section: &mut Section<'_>) -> (IpAddr, RangeInclu
 }
 
 /// A number is that port and no other; `{start, end}` is the first free one.
-fn read_ports(report: &mut Report, field: &Field<'_>) -> Option<RangeInclusive<u16>> {
+pub(super) fn read_ports(report: &mut Report, field: &Field<'_>) -> Option<RangeInclusive<u16>> {
     if !matches!(field.node.value, Value::Map(_)) {
         let port = field.value(report, |text| units::number(text, &(0..=u16::MAX)))?;
         return Some(port..=port);
@@ -259,6 +260,6 @@ fn read_ports(report: &mut Report, field: &Field<'_>) -> Option<RangeInclusive<u
     Some(start..=end)
 }
 
-fn is_empty(field: &Field<'_>) -> bool {
+pub(super) fn is_empty(field: &Field<'_>) -> bool {
     matches!(&field.node.value, Value::Scalar(text) if text.is_empty())
 }

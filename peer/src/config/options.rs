@@ -9,6 +9,8 @@ use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use sha2::{Digest, Sha256};
+
 use super::secret::Secret;
 
 /// The object API over HTTP (and the native protocol, which shares its port).
@@ -22,8 +24,6 @@ pub struct HttpOptions {
     pub filter: Vec<String>,
     /// Replicas of an object when the request does not say (1 to 100).
     pub replicas_default: u16,
-    /// What `GET /metadata` tells.
-    pub backend: BackendDescription,
 }
 
 /// What clients may know about the backend: the answer to `GET /metadata`.
@@ -62,6 +62,11 @@ pub enum Provider {
 }
 
 impl Provider {
+    /// The provider of this name, in any case of letters.
+    pub fn from_name(name: &str) -> Option<Provider> {
+        [Provider::S3, Provider::Oss].into_iter().find(|provider| name.eq_ignore_ascii_case(provider.name()))
+    }
+
     /// The value of `objectStorage.name`.
     pub fn name(self) -> &'static str {
         match self {
@@ -84,6 +89,86 @@ pub struct BackendOptions {
     pub credentials: Option<Credentials>,
     /// Address buckets as a part of the path (never so for OSS).
     pub path_style: bool,
+}
+
+impl BackendOptions {
+    /// What clients may know.
+    pub fn description(&self) -> BackendDescription {
+        BackendDescription {
+            name: self.provider.name().to_owned(),
+            region: self.region.clone().unwrap_or_default(),
+            endpoint: self.endpoint.clone().unwrap_or_default(),
+        }
+    }
+}
+
+/// What a peer that is no standalone one is told about its cluster.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ClusterOptions {
+    /// Name of the cluster.
+    pub name: String,
+    /// What its members share. Never leaves the process: see [`credential`](Self::credential).
+    pub token: Secret,
+    /// Whether this node decides about tasks and keeps replicas.
+    pub is_seed: bool,
+    /// The listener for other peers.
+    pub peer: PeerListen,
+    /// Membership.
+    pub gossip: GossipOptions,
+    /// Where the configuration of the backend is given to peers, if this node gives it.
+    pub manager_listen: Option<SocketAddr>,
+    /// Managers to ask, `host:port`, in order. Empty when none is to be asked.
+    pub managers: Vec<String>,
+    /// How often they are asked.
+    pub refresh_interval: Duration,
+    /// How long a seed may be gone before what it held is copied anew.
+    pub repair_after: Duration,
+}
+
+/// The listener for other peers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PeerListen {
+    /// Address to bind.
+    pub listen: IpAddr,
+    /// Ports to try in order; the first free one is taken. `0..=0` lets the system choose.
+    pub ports: RangeInclusive<u16>,
+    /// Address that others are told; `None` leaves it to the machine (see `probe::address`).
+    pub advertise: Option<IpAddr>,
+    /// Port that others are told, where something forwards to this node; `None` is the one that is bound.
+    pub advertise_port: Option<u16>,
+}
+
+/// Membership by gossip.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GossipOptions {
+    /// Address to bind, UDP. Port 0 lets the system choose.
+    pub listen: SocketAddr,
+    /// Address that others are told; `None` leaves it to the machine (see `probe::address`).
+    pub advertise: Option<IpAddr>,
+    /// Nodes to begin with, `host:port`. Each name stands for all its addresses.
+    pub seeds: Vec<String>,
+}
+
+/// Goes into the credential, so that the same secret used elsewhere gives another one.
+const CREDENTIAL_LABEL: &str = "dfstore cluster credential 1";
+
+impl ClusterOptions {
+    /// What nodes of the cluster present to each other: a lowercase hexadecimal SHA-256 over a fixed label, the name and
+    /// the token, each with its length in front.
+    pub fn credential(&self) -> String {
+        let mut hash = Sha256::new();
+        for part in [CREDENTIAL_LABEL, &self.name, self.token.expose()] {
+            hash.update((part.len() as u64).to_le_bytes());
+            hash.update(part);
+        }
+        hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+    }
+
+    /// Nodes and managers that are known by address from the start: the way to one of them tells which address of this
+    /// machine the others can reach.
+    pub fn contacts(&self) -> Vec<String> {
+        self.managers.iter().chain(&self.gossip.seeds).cloned().collect()
+    }
 }
 
 /// Keys for the backend.

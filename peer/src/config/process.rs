@@ -1,11 +1,13 @@
 //! What concerns the process as a whole: shards, memory, metrics listener, logging.
 
+use std::net::{IpAddr, SocketAddr};
+use std::ops::RangeInclusive;
 use std::str::FromStr;
 
 use tracing_subscriber::filter::Targets;
 
 use super::memory::{BUDGET_BYTES_DEFAULT, BUDGET_BYTES_MAX, BUDGET_BYTES_MIN, MemoryPlan};
-use super::options::{HttpOptions, LogFormat, LogOptions, MetricsOptions};
+use super::options::{LogFormat, LogOptions, MetricsOptions};
 use super::report::Report;
 use super::section::Section;
 use super::units;
@@ -37,15 +39,37 @@ pub(super) fn read(report: &mut Report, root: &mut Section<'_>) -> Process {
     }
 }
 
-/// The two listeners must not want the same address.
-pub(super) fn check_ports(report: &mut Report, root: &Section<'_>, process: &Process, http: &HttpOptions) {
-    let Some(metrics) = process.metrics.listen else { return };
-    let fixed = http.ports.start() == http.ports.end() && *http.ports.start() == metrics.port() && metrics.port() != 0;
-    let overlaps = metrics.ip() == http.listen || metrics.ip().is_unspecified() || http.listen.is_unspecified();
-    if fixed && overlaps {
-        let port = metrics.port();
-        let message = format!("\"metrics.listen\" and \"objectStorage.tcpListen.port\" both want port {port}");
-        report.problem(root.place(), message);
+/// An address that the process listens on over TCP, and the key that names it.
+pub(super) struct Listens {
+    pub(super) key: &'static str,
+    pub(super) ip: IpAddr,
+    pub(super) ports: RangeInclusive<u16>,
+}
+
+impl Listens {
+    /// The one of a key with an address of its own.
+    pub(super) fn on(key: &'static str, address: SocketAddr) -> Listens {
+        Listens { key, ip: address.ip(), ports: address.port()..=address.port() }
+    }
+
+    /// The port that both want, if there is no other for either. A range gives way.
+    fn collides(&self, other: &Listens) -> Option<u16> {
+        let port = *self.ports.start();
+        let same = port != 0 && self.ports == other.ports && *self.ports.end() == port;
+        let overlaps = self.ip == other.ip || self.ip.is_unspecified() || other.ip.is_unspecified();
+        (same && overlaps).then_some(port)
+    }
+}
+
+/// No two listeners may want the same address.
+pub(super) fn check_ports(report: &mut Report, root: &Section<'_>, listeners: &[Listens]) {
+    for (index, first) in listeners.iter().enumerate() {
+        for second in &listeners[index + 1..] {
+            if let Some(port) = first.collides(second) {
+                let message = format!("\"{}\" and \"{}\" both want port {port}", first.key, second.key);
+                report.problem(root.place(), message);
+            }
+        }
     }
 }
 

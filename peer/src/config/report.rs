@@ -83,6 +83,11 @@ impl Report {
         self.warnings.push(format!("{shown}: {message}"));
     }
 
+    /// A warning about the file as a whole.
+    pub(super) fn general_warning(&mut self, message: impl fmt::Display) {
+        self.warnings.push(format!("{}: {message}", self.file));
+    }
+
     /// This key has a meaning.
     pub(super) fn known(&mut self, path: String) {
         self.known.push(path);

@@ -1,9 +1,11 @@
 //! The configuration as `--check` prints it: every value that is in force, defaults included, secrets left out.
 
 use std::fmt;
+use std::net::IpAddr;
+use std::ops::RangeInclusive;
 
 use super::units::show_size;
-use super::{Config, Freshness, LogFormat};
+use super::{BackendOptions, ClusterOptions, Config, Freshness, LogFormat};
 
 impl fmt::Display for Freshness {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -20,6 +22,9 @@ impl fmt::Display for Config {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Config { shards, http, store, memory, log, .. } = self;
         show_object_storage(self, f)?;
+        if let Some(cluster) = &self.cluster {
+            show_cluster(cluster, f)?;
+        }
         writeln!(f, "storage:")?;
         writeln!(f, "  dataPath: {}", store.data_path.display())?;
         writeln!(f, "  capacity: {}", show_size(store.capacity_bytes))?;
@@ -38,8 +43,28 @@ impl fmt::Display for Config {
 }
 
 fn show_object_storage(config: &Config, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-    let (http, backend) = (&config.http, &config.backend);
-    writeln!(f, "objectStorage:\n  enable: true\n  name: {}", backend.provider.name())?;
+    let http = &config.http;
+    writeln!(f, "objectStorage:\n  enable: true")?;
+    match &config.backend {
+        Some(backend) => show_backend(backend, f)?,
+        None => writeln!(f, "  # name, region, endpoint and keys: from the manager")?,
+    }
+    writeln!(f, "  filter: {}", http.filter.join("&"))?;
+    writeln!(f, "  maxReplicas: {}", http.replicas_default)?;
+    writeln!(f, "  tcpListen:\n    listen: \"{}\"", http.listen)?;
+    writeln!(f, "    port: {}", show_ports(&http.ports))?;
+    writeln!(f, "  freshness: {}", config.freshness.default)?;
+    if !config.freshness.buckets.is_empty() {
+        writeln!(f, "  buckets:")?;
+    }
+    for (bucket, rule) in &config.freshness.buckets {
+        writeln!(f, "    {bucket:?}: {{ freshness: {rule} }}")?;
+    }
+    Ok(())
+}
+
+fn show_backend(backend: &BackendOptions, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    writeln!(f, "  name: {}", backend.provider.name())?;
     match &backend.region {
         Some(region) => writeln!(f, "  region: {region}")?,
         None => writeln!(f, "  # region: from the environment, a profile or the instance")?,
@@ -57,21 +82,46 @@ fn show_object_storage(config: &Config, f: &mut fmt::Formatter<'_>) -> fmt::Resu
         }
         None => writeln!(f, "  # keys: from the environment, a profile or the instance")?,
     }
-    writeln!(f, "  s3ForcePathStyle: {}", backend.path_style)?;
-    writeln!(f, "  filter: {}", http.filter.join("&"))?;
-    writeln!(f, "  maxReplicas: {}", http.replicas_default)?;
-    writeln!(f, "  tcpListen:\n    listen: \"{}\"", http.listen)?;
-    if http.ports.start() == http.ports.end() {
-        writeln!(f, "    port: {}", http.ports.start())?;
-    } else {
-        writeln!(f, "    port: {{ start: {}, end: {} }}", http.ports.start(), http.ports.end())?;
+    writeln!(f, "  s3ForcePathStyle: {}", backend.path_style)
+}
+
+fn show_ports(ports: &RangeInclusive<u16>) -> String {
+    let (start, end) = (ports.start(), ports.end());
+    if start == end { start.to_string() } else { format!("{{ start: {start}, end: {end} }}") }
+}
+
+fn show_cluster(cluster: &ClusterOptions, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    let ClusterOptions { name, token, peer, gossip, .. } = cluster;
+    writeln!(f, "cluster:\n  name: {name:?}\n  token: {token}")?;
+    writeln!(f, "seedPeer:\n  enable: {}", cluster.is_seed)?;
+    writeln!(f, "manager:\n  enable: {}", !cluster.managers.is_empty())?;
+    if !cluster.managers.is_empty() {
+        writeln!(f, "  netAddrs:")?;
     }
-    writeln!(f, "  freshness: {}", config.freshness.default)?;
-    if !config.freshness.buckets.is_empty() {
-        writeln!(f, "  buckets:")?;
+    for address in &cluster.managers {
+        writeln!(f, "    - {{ type: tcp, addr: \"{address}\" }}")?;
     }
-    for (bucket, rule) in &config.freshness.buckets {
-        writeln!(f, "    {bucket:?}: {{ freshness: {rule} }}")?;
+    writeln!(f, "  refreshInterval: {}ms", cluster.refresh_interval.as_millis())?;
+    if let Some(listen) = cluster.manager_listen {
+        writeln!(f, "  listen: \"{listen}\"")?;
     }
-    Ok(())
+    writeln!(f, "peer:\n  listen: \"{}\"\n  port: {}", peer.listen, show_ports(&peer.ports))?;
+    show_advertise(peer.advertise, f)?;
+    if let Some(port) = peer.advertise_port {
+        writeln!(f, "  advertisePort: {port}")?;
+    }
+    writeln!(f, "gossip:\n  listen: \"{}\"", gossip.listen)?;
+    show_advertise(gossip.advertise, f)?;
+    if !gossip.seeds.is_empty() {
+        let seeds: Vec<String> = gossip.seeds.iter().map(|seed| format!("\"{seed}\"")).collect();
+        writeln!(f, "  seeds: [{}]", seeds.join(", "))?;
+    }
+    writeln!(f, "replicas:\n  repairAfter: {}ms", cluster.repair_after.as_millis())
+}
+
+fn show_advertise(address: Option<IpAddr>, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    match address {
+        Some(address) => writeln!(f, "  advertise: \"{address}\""),
+        None => writeln!(f, "  # advertise: the address of this machine towards the others"),
+    }
 }

@@ -32,6 +32,11 @@ fn with(inside: &str, after: &str) -> Result<Config, super::ConfigError> {
     parse(&format!("objectStorage:\n  enable: true\n  name: s3\n  endpoint: http://127.0.0.1:8333\n{inside}{after}\n"))
 }
 
+/// The backend of a valid file with these lines inside `objectStorage`.
+fn backend(inside: &str) -> super::BackendOptions {
+    with(inside, "").expect("valid").backend.expect("given")
+}
+
 fn problems(result: Result<Config, super::ConfigError>) -> Vec<String> {
     result.expect_err("must be refused").problems.iter().map(ToString::to_string).collect()
 }
@@ -50,14 +55,15 @@ fn the_standalone_file_means_what_it_says() {
     assert_eq!(config.http.ports, 65004..=65004);
     assert_eq!(config.http.filter, ["Expires", "Signature", "ns"]);
     assert_eq!(config.http.replicas_default, 3);
-    assert_eq!(config.http.backend.name, "s3");
-    assert_eq!(config.http.backend.endpoint, "http://127.0.0.1:8333");
+    assert_eq!(config.cluster, None);
     assert_eq!(config.store.data_path, PathBuf::from("/var/lib/dfstore"));
     assert_eq!((config.store.capacity_bytes, config.store.dirty_limit_bytes), (20 << 30, 10 << 30));
     assert_eq!((config.store.high_watermark_percent, config.store.low_watermark_percent), (95, 90));
-    assert_eq!(config.backend.provider, Provider::S3);
-    assert!(config.backend.path_style);
-    let keys = config.backend.credentials.expect("given");
+    let backend = config.backend.expect("given");
+    assert_eq!((backend.provider, backend.path_style), (Provider::S3, true));
+    assert_eq!(backend.description().name, "s3");
+    assert_eq!(backend.description().endpoint, "http://127.0.0.1:8333");
+    let keys = backend.credentials.expect("given");
     assert_eq!((keys.access_key.expose(), keys.secret_key.expose()), ("KEY", "SECRET"));
     assert_eq!(config.freshness.for_bucket("any"), Freshness::Ttl(Duration::from_secs(30)));
     assert_eq!(config.memory.budget_bytes, 1 << 30);
@@ -72,15 +78,16 @@ fn all_but_the_backend_may_be_left_out() {
     assert_eq!(config.http.ports, 65004..=65535);
     assert_eq!(config.http.listen, IpAddr::V4(Ipv4Addr::UNSPECIFIED));
     assert_eq!(config.store.data_path, PathBuf::from("/var/lib/dfstore"));
-    assert_eq!(config.backend.credentials, None, "the SDK's default chain");
-    assert_eq!(config.backend.region, None, "the SDK's default chain");
+    let backend = config.backend.expect("given");
+    assert_eq!(backend.credentials, None, "the SDK's default chain");
+    assert_eq!(backend.region, None, "the SDK's default chain");
     assert_eq!(config.metrics.listen, None);
 }
 
 #[test]
 fn keys_match_without_regard_to_case_but_once() {
     let config = parse("ObjectStorage: { ENABLE: true, name: s3, EndPoint: 'http://h' }").expect("valid");
-    assert_eq!(config.backend.endpoint.as_deref(), Some("http://h"));
+    assert_eq!(config.backend.expect("given").endpoint.as_deref(), Some("http://h"));
     refused(with("region: a\nREGION: b", ""), "peer.yaml:6:3: \"objectStorage.region\" is given twice");
 }
 
@@ -155,7 +162,7 @@ fn tls_is_refused_not_ignored() {
 fn endpoints_are_urls_without_keys() {
     let endpoint = |value: &str| {
         let text = format!("objectStorage: {{ enable: true, name: s3, endpoint: '{value}' }}");
-        parse(&text).map(|config| config.backend.endpoint)
+        parse(&text).map(|config| config.backend.expect("given").endpoint)
     };
     assert_eq!(endpoint("http://h:9000/"), Ok(Some("http://h:9000".to_owned())));
     assert_eq!(endpoint("s3.example.com"), Ok(Some("https://s3.example.com".to_owned())));
@@ -171,29 +178,29 @@ fn endpoints_are_urls_without_keys() {
 
 #[test]
 fn keys_of_the_backend_come_in_pairs_or_not_at_all() {
-    assert!(with("accessKey: ''\nsecretKey: ''", "").expect("valid").backend.credentials.is_none());
+    assert!(backend("accessKey: ''\nsecretKey: ''").credentials.is_none());
     refused(with("accessKey: a", ""), "belong together");
     refused(with("secretKey: a", ""), "belong together");
     refused(with("sessionToken: a", ""), "belong together");
-    let config = with("accessKey: 0123\nsecretKey: 1e5\nsessionToken: ~", "").expect("valid");
-    let keys = config.backend.credentials.expect("given");
+    let keys = backend("accessKey: 0123\nsecretKey: 1e5\nsessionToken: ~").credentials.expect("given");
     assert_eq!((keys.access_key.expose(), keys.secret_key.expose()), ("0123", "1e5"), "kept as written");
     assert_eq!(keys.session_token, None);
-    let config = with("accessKey: a\nsecretKey: b\nsessionToken: c", "").expect("valid");
-    assert_eq!(config.backend.credentials.and_then(|keys| keys.session_token).expect("given").expose(), "c");
+    let config = backend("accessKey: a\nsecretKey: b\nsessionToken: c");
+    assert_eq!(config.credentials.and_then(|keys| keys.session_token).expect("given").expose(), "c");
 }
 
 #[test]
 fn oss_knows_no_path_style_and_needs_a_place() {
     let oss = |rest: &str| parse(&format!("objectStorage: {{ enable: true, name: oss{rest} }}"));
-    let config = oss(", region: cn-hangzhou").expect("valid");
-    assert_eq!((config.backend.provider, config.backend.path_style), (Provider::Oss, false));
-    assert_eq!(config.backend.region.as_deref(), Some("cn-hangzhou"));
+    let backend_of = |config: Config| config.backend.expect("given");
+    let found = backend_of(oss(", region: cn-hangzhou").expect("valid"));
+    assert_eq!((found.provider, found.path_style), (Provider::Oss, false));
+    assert_eq!(found.region.as_deref(), Some("cn-hangzhou"));
     assert!(oss(", endpoint: oss-cn-hangzhou.aliyuncs.com").is_ok());
     refused(oss(""), "is required for oss");
     let forced = oss(", region: cn-hangzhou, s3ForcePathStyle: true").expect("valid");
-    assert!(!forced.backend.path_style && forced.warnings.len() == 1, "{:?}", forced.warnings);
-    assert!(!with("s3ForcePathStyle: false", "").expect("valid").backend.path_style);
+    assert!(forced.warnings.len() == 1 && !backend_of(forced).path_style);
+    assert!(!backend("s3ForcePathStyle: false").path_style);
 }
 
 #[test]
@@ -248,48 +255,6 @@ fn storage_keys_of_the_original_are_understood() {
 }
 
 #[test]
-fn the_three_files_of_the_originals_manual_are_understood() {
-    let manager =
-        "objectStorage:\n  enable: true\n  name: s3\n  region: ''\n  endpoint: ''\n  accessKey: ''\n  secretKey: ''\n";
-    assert_eq!(parse(manager).expect("valid").warnings, Vec::<String>::new());
-
-    let peer = "manager:\n  enable: true\n  netAddrs:\n    - type: tcp\n      addr: dragonfly-manager:65003\n  refreshInterval: 10m\n  seedPeer:\n    enable: true\n    type: super\n    clusterID: 1\n";
-    let found = problems(with("", peer));
-    assert_eq!(found.len(), 3, "{found:#?}");
-    assert!(found.iter().all(|problem| problem.contains("comes with a later version")), "{found:#?}");
-
-    let service = "filter: 'Expires&Signature&ns'\nmaxReplicas: 3\nsecurity:\n  insecure: true\n  tlsVerify: true\ntcpListen:\n  listen: 0.0.0.0\n  port: 65004";
-    let config = with(service, "").expect("valid");
-    assert_eq!(config.http.ports, 65004..=65004);
-}
-
-#[test]
-fn both_spellings_of_manager_are_read_and_refused_when_they_ask_for_something() {
-    for prefix in ["manager: ", "scheduler:\n  manager: "] {
-        let file = |value: &str| with("", &format!("{prefix}{value}"));
-        assert!(file("{ enable: false, netAddrs: [], refreshInterval: 10m }").is_ok());
-        refused(file("{ enable: true }"), "manager.enable: true\" comes with a later version");
-        refused(file("{ listen: 127.0.0.1:65003 }"), "manager.listen\" comes with a later version");
-        refused(file("{ netAddrs: [{ type: tcp, addr: a:1 }] }"), "getting the backend from a manager");
-        refused(file("{ refreshInterval: 0s }"), "longer than 0");
-        refused(file("{ enabel: true }"), "did you mean \"enable\"?");
-    }
-    let ignored = with("", "scheduler: { scheduleTimeout: 30s }").expect("valid");
-    assert!(ignored.warnings[0].contains("there is no scheduler"), "{:?}", ignored.warnings);
-}
-
-#[test]
-fn keys_of_a_cluster_are_refused_when_they_ask_for_something() {
-    refused(with("", "seedPeer: { enable: true }"), "\"seedPeer.enable: true\" comes with a later version");
-    refused(with("", "peer: { port: 65002 }"), "\"peer.port\" comes with a later version");
-    refused(with("", "gossip: { listen: 127.0.0.1:65006 }"), "\"gossip.listen\" comes with a later version");
-    let config = with("", "cluster: { name: demo, token: canary }\nseedPeer: { enable: false }").expect("valid");
-    assert_eq!(config.warnings.len(), 1);
-    assert!(config.warnings[0].contains("\"cluster\" has no effect yet"), "{:?}", config.warnings);
-    assert!(!format!("{config:?}").contains("canary"));
-}
-
-#[test]
 fn log_levels_are_words_or_directives() {
     for level in ["debug", "info,dfstore_peer::engine=debug", "WARN", "off"] {
         assert_eq!(with("", &format!("log: {{ level: '{level}' }}")).expect("valid").log.level, level);
@@ -309,7 +274,8 @@ fn flags_win_over_the_file_and_pass_the_same_rules() {
     flags.set("objectStorage.region", "DFSTORE_REGION", "eu-1");
     let config = Config::parse("peer.yaml", STANDALONE, &flags).expect("valid");
     assert_eq!(config.store.data_path, PathBuf::from("/elsewhere"));
-    assert_eq!((config.http.ports, config.backend.region.as_deref()), (0..=0, Some("eu-1")));
+    assert_eq!(config.http.ports, 0..=0);
+    assert_eq!(config.backend.expect("given").region.as_deref(), Some("eu-1"));
 
     flags.set("storage.capacity", "--capacity", "lots");
     refused(Config::parse("peer.yaml", STANDALONE, &flags), "--capacity: \"storage.capacity\": \"lots\" is not valid");
@@ -360,21 +326,6 @@ fn what_check_prints_is_again_a_valid_configuration() {
         with(text, "storage: { capacity: 1GiB, dirtyLimit: 100MiB }\nlog: { format: json, level: debug }\nshards: 3")
             .expect("valid");
     assert_eq!(parse(&config.to_string()).expect("valid"), config);
-}
-
-#[test]
-fn the_manual_names_every_key_and_shows_a_file_that_works() {
-    let manual = include_str!("../../../docs/OPERATIONS.md");
-    let file = manual.split("```yaml\n").nth(1).and_then(|rest| rest.split("```").next()).expect("an example");
-    assert_eq!(parse(file).expect("valid"), parse(STANDALONE).expect("valid"));
-    let shown = parse(STANDALONE).expect("valid").to_string();
-    for line in shown.lines() {
-        let key = line.trim_start().split(':').next().unwrap_or_default();
-        assert!(
-            manual.contains(&format!("{key}`")) || manual.contains(&format!("{key}.")),
-            "{key} is not in the manual"
-        );
-    }
 }
 
 proptest::proptest! {

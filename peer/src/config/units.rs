@@ -8,6 +8,9 @@ use std::time::Duration;
 
 use super::secret::Secret;
 
+/// Bytes of a host name: what the name system allows.
+const HOST_BYTES_MAX: usize = 253;
+
 /// Bytes: a plain number, or one with a decimal (`1GB`) or binary (`20GiB`, `50Gi`) unit.
 pub(crate) fn size(text: &str) -> Result<u64, String> {
     let allowed = || "expected a size such as 20GiB, 50Gi, 1GB or a number of bytes".to_owned();
@@ -103,6 +106,18 @@ pub(super) fn address(text: &str) -> Result<SocketAddr, String> {
     text.parse().map_err(|_| "expected an IP address and a port such as 127.0.0.1:65005".to_owned())
 }
 
+/// A host, by name or address, and a port: as written.
+pub(super) fn host_port(text: &str) -> Result<String, String> {
+    let allowed = || "expected a host and a port such as host:65003, 10.0.0.1:65003 or [fd00::1]:65003".to_owned();
+    if text.parse::<SocketAddr>().is_ok_and(|address| address.port() != 0) {
+        return Ok(text.to_owned());
+    }
+    let (host, port) = text.rsplit_once(':').ok_or_else(allowed)?;
+    let named = host.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte));
+    let valid = named && (1..=HOST_BYTES_MAX).contains(&host.len()) && port.parse::<u16>().is_ok_and(|port| port != 0);
+    if valid { Ok(text.to_owned()) } else { Err(allowed()) }
+}
+
 /// Any text.
 pub(super) fn text(text: &str) -> Result<String, String> {
     Ok(text.to_owned())
@@ -186,6 +201,16 @@ mod tests {
         }
         for text in ["", "30", "s", "-1s", "30 s", "1y", "1h-2m", "999999999h", "1mm"] {
             assert!(duration(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn reads_hosts_with_ports() {
+        for text in ["a:1", "seed.example.com:65006", "10.0.0.1:65535", "[::1]:65003", "a_b-c:9"] {
+            assert_eq!(host_port(text).as_deref(), Ok(text));
+        }
+        for text in ["", "a", ":1", "a:", "a:0", "a:65536", "::1", "::1:5", "a b:1", "http://a:1", "a@b:1", "[::1]:0"] {
+            assert!(host_port(text).is_err(), "{text}");
         }
     }
 

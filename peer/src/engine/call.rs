@@ -6,10 +6,12 @@
 use std::sync::Arc;
 
 use dfstore_proto::ids::TaskId;
-use dfstore_proto::object::Source;
+use dfstore_proto::message::Message;
+use dfstore_proto::object::{PieceRun, Source};
 
 use crate::engine::error::ObjectError;
 use crate::engine::request::{CommitRequest, DeleteDone, ListEntry, PutDone, PutRequest, Stat, Target};
+use crate::membership::Members;
 use crate::rt::arena::Slot;
 use crate::rt::mailbox::oneshot;
 use crate::rt::net::Handed;
@@ -22,6 +24,8 @@ pub enum ShardMessage {
     Connection(Handed),
     /// A request about a task of this shard.
     Call(TaskCall),
+    /// Who is in the cluster now.
+    Members(Arc<Members>),
     /// Stop accepting, and say so when the requests in flight have ended.
     Drain,
     /// End at once.
@@ -82,6 +86,23 @@ pub enum PieceAnswer {
     Later,
 }
 
+/// A piece that a reader asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Wanted {
+    /// Its number.
+    pub number: u32,
+    /// The piece after the last one that the reader will ask for: what may be fetched ahead.
+    pub end: u32,
+    /// Whether the reader waits for it now; if not, it is answered only if there is memory at once.
+    pub urgent: bool,
+    /// Only if it is here: nobody else is asked for it.
+    pub local_only: bool,
+    /// Another peer asks, for whom this peer is the home: it is not sent on to one.
+    pub by_peer: bool,
+    /// Tells readers apart whose pieces are fetched ahead.
+    pub reader: u64,
+}
+
 /// An upload that may be fed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Ticket {
@@ -112,14 +133,35 @@ pub enum PendingEntry {
     Deleted(String),
 }
 
+impl PendingEntry {
+    /// The object's key.
+    pub fn key(&self) -> &str {
+        match self {
+            PendingEntry::Present(entry) => &entry.key,
+            PendingEntry::Deleted(key) => key,
+        }
+    }
+}
+
+/// What a peer holds of a version.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Held {
+    /// The version.
+    pub stat: Stat,
+    /// Its pieces on disk, as runs.
+    pub runs: Vec<PieceRun>,
+    /// Seeds that should keep a copy.
+    pub replicas: u16,
+}
+
 /// A request about one task, answered by the shard that owns it.
 pub enum TaskCall {
     /// Find the current version.
     Open { target: Target, no_cache: bool, reply: Reply<Opened> },
     /// Find a version opened before.
     Reopen { task: TaskId, generation: u64, reply: Reply<Opened> },
-    /// Find one piece of an opened version; `urgent` when the client waits for it now.
-    Piece { task: TaskId, generation: u64, number: u32, urgent: bool, reply: Reply<PieceAnswer> },
+    /// Find one piece of an opened version.
+    Piece { task: TaskId, generation: u64, wanted: Wanted, reply: Reply<PieceAnswer> },
     /// A piece on disk failed its checksum.
     Corrupt { task: TaskId, generation: u64, number: u32, reply: Reply<()> },
     /// Begin an upload.
@@ -138,8 +180,19 @@ pub enum TaskCall {
     Delete { target: Target, reply: Reply<DeleteDone> },
     /// Let the backend copy another object over this one.
     CopyFrom { source: Target, target: Target, reply: Reply<()> },
+    /// Let the home of the target copy, if that is another peer.
+    CopyAtHome { source: Target, target: Target, reply: Reply<Option<()>> },
     /// Evict about this many bytes of clean versions; the answer is how many became free.
     Evict { bytes: u64, reply: Reply<u64> },
-    /// Objects of a bucket that the backend does not have yet, or still has.
-    Pending { bucket: String, prefix: String, marker: String, reply: Reply<Vec<PendingEntry>> },
+    /// Objects of a bucket that the backend does not have yet, or still has. `as_home`: only those that this peer
+    /// decides about; else those that nobody else was told of.
+    Pending { bucket: String, prefix: String, marker: String, as_home: bool, reply: Reply<Vec<PendingEntry>> },
+    /// What another peer says or asks about a task.
+    Peer { message: Message, reply: Reply<Message> },
+    /// What this peer alone holds of an object.
+    Where { target: Target, reply: Reply<Option<Held>> },
+    /// Bring all of an object here; the answer is how many bytes came.
+    Prefetch { target: Target, reply: Reply<u64> },
+    /// Forget what is cached of an object; the answer is how many bytes became free.
+    Drop { target: Target, reply: Reply<u64> },
 }

@@ -2,11 +2,12 @@
 
 use std::cell::Cell;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::time::Duration;
 
 use crate::background::BackgroundHandle;
 use crate::catalog::CatalogHandle;
-use crate::config::options::{BackendDescription, FreshnessPolicy};
+use crate::config::options::FreshnessPolicy;
 use crate::engine::call::ShardMessage;
 use crate::metrics::Metrics;
 use crate::rt::arena::Arena;
@@ -31,12 +32,14 @@ pub struct Context {
     pub health: Health,
     /// How long a clean version counts as fresh.
     pub freshness: FreshnessPolicy,
-    /// What clients may know about the backend.
-    pub backend_info: BackendDescription,
     /// Bytes that may not be evicted.
     pub dirty: DirtyBudget,
     /// The mailbox of each shard.
     pub shards: Vec<Sender<ShardMessage>>,
+    /// A seed may be gone this long before the copies that it held are made anew.
+    pub repair_after: Duration,
+    /// Pieces that are being sent to other peers now.
+    pub uploads: Arc<AtomicU32>,
     /// Numbers for uploads, unique in this process.
     pub upload_ids: Arc<AtomicU64>,
 }

@@ -10,9 +10,20 @@ use crate::engine::call::TaskCall;
 use crate::engine::error::ObjectError;
 use crate::engine::owner::Owner;
 use crate::engine::request::{CommitRequest, PutRequest, Standing, Stat, Target};
+use crate::limits::REPLICAS_DEFAULT;
 
 /// Copies `source` over `target`; gives what the target then is.
 pub async fn copy(engine: &Engine, source: &Target, target: &Target) -> Result<Stat, ObjectError> {
+    let at_home = match engine.remote(&target.task) {
+        None => engine.0.copy_at_home(source, target).await?,
+        Some(shard) => {
+            let (source, target) = (source.clone(), target.clone());
+            shard.ask(|reply| TaskCall::CopyAtHome { source, target, reply }).await?
+        }
+    };
+    if at_home.is_some() {
+        return engine.stat(target, false).await;
+    }
     let reader = engine.open(source, true).await?;
     if reader.stat().standing == Standing::Clean {
         match engine.remote(&target.task) {
@@ -30,7 +41,8 @@ pub async fn copy(engine: &Engine, source: &Target, target: &Target) -> Result<S
     };
     let (length, crc32) = (reader.stat().meta.length, reader.stat().crc32);
     let meta = reader.stat().meta.clone();
-    let request = PutRequest { target: target.clone(), mode, replicas: 0, length: Some(length), meta };
+    let (target_of_copy, replicas) = (target.clone(), REPLICAS_DEFAULT);
+    let request = PutRequest { target: target_of_copy, mode, replicas, ack_peers: 0, length: Some(length), meta };
     let upload = engine.put(request).await?;
     let mut pieces = reader.stream(0..length);
     while let Some(chunk) = pieces.next().await {
@@ -39,7 +51,7 @@ pub async fn copy(engine: &Engine, source: &Target, target: &Target) -> Result<S
         slot.append(&chunk.slot);
         upload.write_piece(chunk.number, slot, Some(chunk.crc32)).await?;
     }
-    upload.commit(CommitRequest { length, crc32, mode: None }).await?;
+    upload.commit(CommitRequest { length, crc32, mode: None, replicas: None }).await?;
     engine.stat(target, false).await
 }
 

@@ -16,13 +16,23 @@ use crate::rt::time::{timeout, unix_ms};
 use dfstore_proto::object::ObjectMeta;
 
 impl Owner {
-    /// Deletes an object here, durably, and then in the backend. Waits for the backend for a while.
+    /// Deletes an object: where another peer decides about it, there.
     pub async fn delete(self: &Rc<Self>, target: &Target) -> Result<DeleteDone, ObjectError> {
         let task = self.task(target);
-        let told = {
+        match self.delete_at_home(&task).await? {
+            Some(done) => Ok(done),
+            None => self.delete_as_home(target).await,
+        }
+    }
+
+    /// Deletes an object here, durably, and then in the backend. Waits for the backend for a while.
+    pub async fn delete_as_home(self: &Rc<Self>, target: &Target) -> Result<DeleteDone, ObjectError> {
+        let task = self.task(target);
+        self.settle_if_home(&task).await?;
+        let (told, tombstone) = {
             let _commit = task.commit_lock.lock().await;
             let now_ms = unix_ms();
-            let generation = task.next_generation(now_ms);
+            let generation = task.next_generation(now_ms).max(self.graves.borrow().after(&target.task));
             let tombstone = Version::new(target.task, generation, ObjectMeta::default(), TaskState::Deleted, None);
             let mut changes = task.current().map_or_else(Vec::new, |before| before.forgetting());
             let record = new_record(WriteBackKind::Delete, generation, now_ms);
@@ -31,9 +41,11 @@ impl Owner {
             changes.push(Change::RemoveWriteBack { task: target.task });
             changes.push(Change::PutWriteBack { task: target.task, record: record.clone() });
             self.context.catalog.commit(changes, Durability::Durable).await?;
-            self.publish_new(&task, Rc::new(tombstone), Some(record));
-            self.queue.outcome(&task)
+            let tombstone = Rc::new(tombstone);
+            self.publish_new(&task, tombstone.clone(), Some(record));
+            (self.queue.outcome(&task), tombstone)
         };
+        self.tell_witness(&task, &tombstone).await;
         match timeout(DELETE_WAIT, told).await {
             Ok(Ok(outcome)) => outcome.map(|()| DeleteDone::Deleted),
             // Told later, or replaced by a newer write, which then is what the client wanted last.

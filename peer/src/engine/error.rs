@@ -2,7 +2,12 @@
 
 use std::time::Duration;
 
+use dfstore_proto::error::ErrorCode;
+use dfstore_proto::ids::ObjectName;
+use dfstore_proto::message::Message;
+
 use crate::catalog::CatalogError;
+use crate::links::LinkError;
 use crate::sidecar::backend::{BackendError, BackendErrorKind};
 use crate::store::StoreError;
 
@@ -50,6 +55,19 @@ pub enum ObjectError {
     /// The backend did not answer in time.
     #[error("the backend did not answer in time: {0}")]
     BackendTimeout(String),
+    /// Another peer of the cluster that is needed cannot be reached, or cannot do its part now.
+    #[error("a peer of the cluster is not available: {0}")]
+    PeerUnavailable(String),
+    /// The write is durable here and known in the cluster, but fewer peers hold it than were asked for.
+    #[error("{name} is written, but {copies} of {wanted} peers hold it so far; more copies are being made")]
+    FewCopies {
+        /// The object.
+        name: String,
+        /// Peers that hold it.
+        copies: u16,
+        /// Peers that should.
+        wanted: u16,
+    },
     /// An upload this peer knows nothing of (any more).
     #[error("upload {0} is not known: it was finished, aborted or abandoned")]
     UploadUnknown(u64),
@@ -74,9 +92,38 @@ impl ObjectError {
                 | E::Busy { .. }
                 | E::BackendUnavailable(_)
                 | E::BackendTimeout(_)
+                | E::PeerUnavailable(_)
+                | E::FewCopies { .. }
                 | E::ShuttingDown
                 | E::ChecksumMismatch(_)
         )
+    }
+}
+
+impl ObjectError {
+    /// What another peer answered when it was asked about an object, or that it did not.
+    pub fn from_peer(error: LinkError, name: &ObjectName) -> ObjectError {
+        let text = error.to_string();
+        let LinkError::Refused(reply) = error else { return ObjectError::PeerUnavailable(text) };
+        let retry_after = Duration::from_millis(reply.retry_after_ms.unwrap_or(1000).into());
+        match reply.code {
+            ErrorCode::NotFound => ObjectError::NotFound(name.to_string()),
+            ErrorCode::NoSuchBucket => ObjectError::NoSuchBucket(name.bucket.clone()),
+            ErrorCode::AccessDenied => ObjectError::AccessDenied(reply.message),
+            ErrorCode::InvalidArgument => ObjectError::InvalidArgument(reply.message),
+            ErrorCode::PreconditionFailed => ObjectError::PreconditionFailed,
+            ErrorCode::NoSpace | ErrorCode::TooLarge => ObjectError::NoSpace(reply.message),
+            ErrorCode::VersionChanged => ObjectError::VersionChanged(name.to_string()),
+            ErrorCode::Busy => ObjectError::Busy { reason: reply.message, retry_after },
+            ErrorCode::BackendUnavailable => ObjectError::BackendUnavailable(reply.message),
+            ErrorCode::BackendTimeout => ObjectError::BackendTimeout(reply.message),
+            _ => ObjectError::PeerUnavailable(text),
+        }
+    }
+
+    /// A peer answered with something that is no answer to the question.
+    pub fn unexpected(answer: &Message) -> ObjectError {
+        ObjectError::PeerUnavailable(format!("it answered with {}", answer.frame_type().name()))
     }
 }
 

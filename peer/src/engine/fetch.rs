@@ -1,98 +1,200 @@
-//! Finding one piece of an opened version: on disk, in memory, or from the backend, once however many ask.
+//! Finding one piece of an opened version: on disk, in memory, or elsewhere, once however many ask.
 //!
-//! A fetched piece is verified (length, version, CRC as received) before anyone sees it. It goes to all who wait and to
-//! the disk at the same time; if the disk does not take it, it is forgotten: it was only a cache.
+//! Elsewhere is, at a peer that decides about the task: other peers that hold the piece, then the backend; at any other
+//! peer whoever its [`download`](super::download) chooses. A fetched piece is verified (length, version, CRC as
+//! received) before anyone sees it. It goes to all who wait and to the disk at the same time; if the disk does not take
+//! it, it is forgotten: it was only a cache.
 
 use std::ops::Range;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
 use dfstore_proto::ids::TaskId;
+use dfstore_proto::message::{Fetch, NodeRole};
 use dfstore_proto::object::Source;
 
-use crate::catalog::{Change, PieceSet, TaskState};
-use crate::engine::call::{PieceAnswer, Reply};
+use crate::catalog::{Change, PieceSet};
+use crate::engine::call::{PieceAnswer, Reply, Wanted};
 use crate::engine::error::ObjectError;
 use crate::engine::owner::Owner;
 use crate::engine::request::piece_length;
 use crate::engine::version::{PieceState, StoredPiece, Version};
-use crate::limits::{ADMISSION_TIMEOUT, FETCH_ATTEMPTS_MAX, FETCH_RETRY_DELAY};
+use crate::limits::{ADMISSION_TIMEOUT, FETCH_ATTEMPTS_MAX, FETCH_RETRY_DELAY, HOLDERS_ASKED_MAX};
+use crate::membership::Node;
 use crate::rt::arena::{Holder, Slot, SlotMut};
 use crate::rt::mailbox::oneshot;
 use crate::rt::shard::spawn_local;
 use crate::rt::time::{sleep, timeout};
 use crate::sidecar::backend::{BackendErrorKind, GetRequest};
 
+/// A piece that came, verified: its bytes, their checksum, where they came from.
+pub type Arrived = (Slot, u32, Source);
+
 impl Owner {
-    /// Where piece `number` is; fetches it if it is nowhere. Not `urgent`: only if there is memory at once.
+    /// Where a piece is; has it fetched if it is nowhere.
     pub async fn piece(
         self: &Rc<Self>,
         task: &TaskId,
         generation: u64,
-        number: u32,
-        urgent: bool,
+        wanted: Wanted,
     ) -> Result<PieceAnswer, ObjectError> {
         let version = self.opened_version(task, generation)?;
-        let length = piece_length(version.meta.borrow().length, version.piece_bytes, number);
+        let Wanted { number, .. } = wanted;
+        let length = version.piece_length(number);
         if length == 0 {
             return Err(ObjectError::InvalidArgument(format!("the object has no piece {number}")));
         }
+        if wanted.by_peer {
+            version.note_remote_reader();
+        }
+        let is_away = !wanted.by_peer && self.is_away(task);
         let answer = {
             let mut pieces = version.pieces.borrow_mut();
             match pieces.get_mut(&number) {
                 Some(PieceState::Stored(piece)) => return Ok(on_disk(&version, piece)),
-                Some(PieceState::Memory { slot, crc32 }) => return Ok(in_memory(slot.clone(), *crc32)),
+                Some(PieceState::Memory { slot, crc32, source }) => {
+                    return Ok(in_memory((slot.clone(), *crc32, *source)));
+                }
+                _ if wanted.local_only => {
+                    return Err(ObjectError::NotFound(format!("piece {number} of task {task} on this peer")));
+                }
                 Some(PieceState::Fetching(waiters)) => {
                     self.metrics.fetch_joined();
                     let (reply, answer) = oneshot::channel();
                     waiters.push(reply);
                     answer
                 }
-                None if version.state.get() != TaskState::Clean => {
+                None if !version.is_clean() && self.cluster.is_none() => {
                     return Err(ObjectError::Internal(format!(
                         "piece {number} of a version not in the backend is gone"
                     )));
                 }
                 None => {
-                    let length = length as usize;
-                    let slot = self.context.arena.try_take(length, Holder::Fetch);
-                    if slot.is_none() && !urgent {
+                    let slot = self.context.arena.try_take(length as usize, Holder::Fetch);
+                    if slot.is_none() && !wanted.urgent {
                         return Ok(PieceAnswer::Later);
                     }
                     let (reply, answer) = oneshot::channel();
                     pieces.insert(number, PieceState::Fetching(vec![reply]));
-                    let (owner, version) = (self.clone(), version.clone());
-                    spawn_local(async move { owner.fetch(version, number, slot).await });
+                    if !is_away {
+                        let (owner, version) = (self.clone(), version.clone());
+                        spawn_local(async move {
+                            let came = owner.fetch_as_home(&version, number, slot).await;
+                            owner.deliver(&version, number, came).await;
+                        });
+                    }
                     answer
                 }
             }
         };
+        if is_away {
+            self.demand(&version, wanted);
+        }
         answer.await.unwrap_or(Err(ObjectError::ShuttingDown))
     }
 
-    /// Gets one piece from the backend, answers all who wait, and stores it.
-    async fn fetch(self: Rc<Self>, version: Rc<Version>, number: u32, slot: Option<SlotMut>) {
-        let fetched = self.fetch_verified(&version, number, slot).await;
+    /// Answers all who wait for a piece, and stores it.
+    pub async fn deliver(
+        self: &Rc<Self>,
+        version: &Rc<Version>,
+        number: u32,
+        came: Result<Arrived, ObjectError>,
+    ) {
         let waiters = match version.pieces.borrow_mut().remove(&number) {
             Some(PieceState::Fetching(waiters)) => waiters,
             _ => Vec::new(),
         };
-        match fetched {
-            Ok((slot, crc32)) => {
-                version.pieces.borrow_mut().insert(number, PieceState::Memory { slot: slot.clone(), crc32 });
-                answer_all(waiters, || Ok(in_memory(slot.clone(), crc32)));
-                self.keep(&version, number, slot, crc32).await;
+        match came {
+            Ok((slot, crc32, source)) => {
+                version
+                    .pieces
+                    .borrow_mut()
+                    .insert(number, PieceState::Memory { slot: slot.clone(), crc32, source });
+                answer_all(waiters, || Ok(in_memory((slot.clone(), crc32, source))));
+                self.keep(version, number, slot, crc32).await;
             }
-            Err(error) => answer_all(waiters, || Err(error.clone())),
+            Err(error) => {
+                answer_all(waiters, || Err(error.clone()));
+                version.stored.notify(usize::MAX);
+            }
         }
     }
 
-    async fn fetch_verified(
+    /// Gets one piece as the peer that decides about the task: from other peers that hold it, else from the backend.
+    async fn fetch_as_home(
         &self,
         version: &Version,
         number: u32,
         slot: Option<SlotMut>,
-    ) -> Result<(Slot, u32), ObjectError> {
+    ) -> Result<Arrived, ObjectError> {
+        let length = version.piece_length(number) as usize;
+        let mut slot = match slot {
+            Some(slot) => Some(slot),
+            None => Some(self.take_fetch_slot(length).await?),
+        };
+        let holders = self.holders_of(version, number);
+        let mut lost = None;
+        for holder in &holders {
+            let buffer = match slot.take() {
+                Some(slot) => slot,
+                None => self.take_fetch_slot(length).await?,
+            };
+            match self.fetch_from(holder, version, number, buffer).await {
+                Ok(arrived) => return Ok(arrived),
+                Err(error) => lost = Some(error),
+            }
+        }
+        if version.is_clean() {
+            return self.fetch_from_backend(version, number, slot).await;
+        }
+        let error = lost.unwrap_or_else(|| ObjectError::PeerUnavailable("nobody who is alive holds it".into()));
+        tracing::warn!(%error, task = %version.task, number, "a piece that the backend does not have cannot be had");
+        Err(ObjectError::PeerUnavailable(format!("piece {number} of task {}: {error}", version.task)))
+    }
+
+    /// Live nodes that are known to hold a piece; at most as many as are worth asking.
+    fn holders_of(&self, version: &Version, number: u32) -> Vec<Arc<Node>> {
+        let Some(cluster) = &self.cluster else { return Vec::new() };
+        let members = cluster.members();
+        let known = version.holders.borrow().having(number);
+        let live = known.iter().filter(|node| **node != members.me).filter_map(|node| members.find(node).cloned());
+        live.take(HOLDERS_ASKED_MAX).collect()
+    }
+
+    /// Gets a piece from a peer that has it.
+    async fn fetch_from(
+        &self,
+        node: &Node,
+        version: &Version,
+        number: u32,
+        slot: SlotMut,
+    ) -> Result<Arrived, ObjectError> {
+        let Some(cluster) = &self.cluster else { return Err(ObjectError::Internal("there is no cluster".into())) };
+        let fetch = Fetch { task: version.task, generation: version.generation, number, local_only: true };
+        let slot = sized(slot, version.piece_length(number));
+        match cluster.links.fetch(node, fetch, slot, None).await {
+            Ok(piece) => Ok(arrived(piece.slot, piece.head.crc32, source_of(node))),
+            Err(error) => {
+                tracing::debug!(%error, node = %node.id, number, "a piece did not come from a peer");
+                Err(ObjectError::PeerUnavailable(error.to_string()))
+            }
+        }
+    }
+
+    /// Memory for a piece that comes from elsewhere.
+    pub async fn take_fetch_slot(&self, length: usize) -> Result<SlotMut, ObjectError> {
+        let taken = timeout(ADMISSION_TIMEOUT, self.context.arena.take(length, Holder::Fetch)).await;
+        taken.map_err(|_| busy("all memory for reads from the backend and from peers is in use"))
+    }
+
+    /// Gets one piece from the backend.
+    pub async fn fetch_from_backend(
+        &self,
+        version: &Version,
+        number: u32,
+        slot: Option<SlotMut>,
+    ) -> Result<Arrived, ObjectError> {
         let Some(task) = self.known(&version.task) else {
             return Err(ObjectError::VersionChanged(format!("task {}", version.task)));
         };
@@ -103,9 +205,7 @@ impl Owner {
         for attempt in 1.. {
             let buffer = match slot.take() {
                 Some(slot) => slot,
-                None => timeout(ADMISSION_TIMEOUT, self.context.arena.take(length, Holder::Fetch))
-                    .await
-                    .map_err(|_| busy("all memory for reads from the backend is in use"))?,
+                None => self.take_fetch_slot(length).await?,
             };
             let request = GetRequest {
                 name: task.target.name.clone(),
@@ -116,9 +216,7 @@ impl Owner {
             match self.context.backend.get(request, buffer).await {
                 // Some servers ignore If-Match: what came must be of the version that was opened.
                 Ok(fetched) if fetched.meta.etag == meta.etag && fetched.meta.length == meta.length => {
-                    let mut slot = fetched.slot;
-                    slot.zero_block_tail();
-                    return Ok((slot.freeze(), fetched.crc32));
+                    return Ok(arrived(fetched.slot, fetched.crc32, Source::Backend));
                 }
                 Ok(_) => {
                     version.validated_at_ms.set(0);
@@ -150,6 +248,9 @@ impl Owner {
             (Ok(reservation), Some(task)) => {
                 let piece = StoredPiece { length, crc32, lease: reservation.keep() };
                 self.eviction.borrow_mut().insert(version.task, piece.lease.length_bytes());
+                if let Some(hold) = version.dirty.borrow().as_ref() {
+                    hold.grow(u64::from(length));
+                }
                 let mut changes = Vec::with_capacity(2);
                 if !version.recorded.get() {
                     changes.push(self.record_change(&task, version));
@@ -160,21 +261,33 @@ impl Owner {
                 self.evict_to_watermark().await;
             }
             // Replaced while it was written: nothing names the blocks, they are free when the reservation drops.
-            (Ok(_), None) => {}
-            (Err(error), _) => tracing::warn!(%error, "a fetched piece was not kept"),
+            (Ok(_), None) => self.lost_piece(version, number),
+            (Err(error), _) => {
+                tracing::warn!(%error, "a fetched piece was not kept");
+                self.lost_piece(version, number);
+            }
         }
     }
 
-    /// A piece on disk failed its checksum: it is never served. A clean one is forgotten and fetched again; one that
-    /// the backend does not have stays where it is for repair.
+    /// A piece that was here is here no longer.
+    fn lost_piece(&self, version: &Version, number: u32) {
+        version.stored.notify(usize::MAX);
+        if let Some(download) = version.download.borrow().as_ref() {
+            download.lost(number);
+        }
+    }
+
+    /// A piece on disk failed its checksum: it is never served. One that can be had from elsewhere is forgotten and
+    /// fetched again; one that only this peer has stays where it is for repair.
     pub async fn quarantine(self: &Rc<Self>, task: &TaskId, generation: u64, number: u32) -> Result<(), ObjectError> {
         let version = self.opened_version(task, generation)?;
         self.metrics.piece_quarantined();
         tracing::error!(%task, generation, number, "a piece on disk failed its checksum");
-        if version.state.get() != TaskState::Clean {
+        if !version.is_clean() && self.holders_of(&version, number).is_empty() {
             return Err(ObjectError::Internal(format!("piece {number} is damaged on disk and not in the backend yet")));
         }
         if version.take_stored(number).is_some() {
+            self.lost_piece(&version, number);
             // Its blocks stay taken until the next start: they may be bad.
             let change = Change::RemovePieces { task: *task, generation, pieces: PieceSet::Numbers(vec![number]) };
             self.commit_lazily(vec![change]).await;
@@ -189,13 +302,34 @@ fn piece_range(length: u64, piece_bytes: u32, number: u32) -> Range<u64> {
     start..start + u64::from(piece_length(length, piece_bytes, number))
 }
 
+/// A slot that takes a piece of this length and no other.
+pub fn sized(mut slot: SlotMut, length: u32) -> SlotMut {
+    slot.set_len(length as usize);
+    slot
+}
+
+/// A verified piece, ready to be given out and written.
+pub fn arrived(mut slot: SlotMut, crc32: u32, source: Source) -> Arrived {
+    slot.zero_block_tail();
+    (slot.freeze(), crc32, source)
+}
+
+/// What is said of bytes that come from a node.
+pub fn source_of(node: &Node) -> Source {
+    match node.role {
+        NodeRole::Seed => Source::Seed,
+        NodeRole::Peer => Source::Peer,
+    }
+}
+
 fn on_disk(version: &Version, piece: &StoredPiece) -> PieceAnswer {
-    let source = if version.state.get() == TaskState::Dirty { Source::Pending } else { Source::Local };
+    let is_pending = version.standing() == crate::engine::request::Standing::Dirty;
+    let source = if is_pending { Source::Pending } else { Source::Local };
     PieceAnswer::Disk { lease: piece.lease.clone(), crc32: piece.crc32, source }
 }
 
-fn in_memory(slot: Slot, crc32: u32) -> PieceAnswer {
-    PieceAnswer::Memory { slot, crc32, source: Source::Backend }
+fn in_memory((slot, crc32, source): Arrived) -> PieceAnswer {
+    PieceAnswer::Memory { slot, crc32, source }
 }
 
 fn answer_all(waiters: Vec<Reply<PieceAnswer>>, make: impl Fn() -> Result<PieceAnswer, ObjectError>) {

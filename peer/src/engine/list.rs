@@ -2,27 +2,25 @@
 
 use std::collections::BTreeMap;
 
+use dfstore_proto::message::{self, Message};
+use dfstore_proto::object::ObjectMeta;
+use futures_util::future::join_all;
+
 use crate::engine::Engine;
 use crate::engine::call::{PendingEntry, TaskCall};
 use crate::engine::error::ObjectError;
 use crate::engine::request::{ListEntry, ListPage, ListRequest};
-use crate::limits::LIST_LIMIT_MAX;
+use crate::limits::{LIST_LIMIT_MAX, PENDING_ENTRIES_MAX};
+use crate::links::LinkError;
+use crate::membership::Node;
 use crate::sidecar::backend::BackendErrorKind;
 
 /// One page.
 pub async fn list(engine: &Engine, request: &ListRequest) -> Result<ListPage, ObjectError> {
     let request = ListRequest { limit: request.limit.clamp(1, LIST_LIMIT_MAX), ..request.clone() };
-    // First what is pending here, then the backend: an object that is written back in between is seen twice, not never.
-    let mut pending = Vec::new();
-    for shard in 0..engine.0.context.shards.len() {
-        if shard == engine.shard() {
-            pending.extend(engine.0.pending_of(&request.bucket, &request.prefix, &request.marker));
-        } else {
-            let (bucket, prefix, marker) = (request.bucket.clone(), request.prefix.clone(), request.marker.clone());
-            let remote = engine.shard_at(shard);
-            pending.extend(remote.ask(|reply| TaskCall::Pending { bucket, prefix, marker, reply }).await?);
-        }
-    }
+    // First what is pending, then the backend: an object that is written back in between is seen twice, not never.
+    let mut pending = pending_here(engine, &request.bucket, &request.prefix, &request.marker, false).await?;
+    pending.extend(pending_elsewhere(engine, &request).await);
     let page = match engine.0.context.backend.list(request.clone()).await {
         Ok(page) => page,
         // A bucket that so far exists only here.
@@ -30,6 +28,73 @@ pub async fn list(engine: &Engine, request: &ListRequest) -> Result<ListPage, Ob
         Err(error) => return Err(error.into()),
     };
     Ok(overlay(&request, page, pending))
+}
+
+/// What is pending on this peer, of all its shards: for its own clients, or what it decides about for other peers.
+pub async fn pending_here(
+    engine: &Engine,
+    bucket: &str,
+    prefix: &str,
+    marker: &str,
+    as_home: bool,
+) -> Result<Vec<PendingEntry>, ObjectError> {
+    let mut pending = Vec::new();
+    for shard in 0..engine.0.context.shards.len() {
+        if shard == engine.shard() {
+            pending.extend(engine.0.pending_of(bucket, prefix, marker, as_home));
+        } else {
+            let (bucket, prefix, marker) = (bucket.to_owned(), prefix.to_owned(), marker.to_owned());
+            let remote = engine.shard_at(shard);
+            let call = |reply| TaskCall::Pending { bucket, prefix, marker, as_home, reply };
+            pending.extend(remote.ask(call).await?);
+        }
+    }
+    Ok(pending)
+}
+
+/// What is pending at the seeds, which decide about it. One that cannot be asked is left out: the next in order has
+/// been told of the same.
+async fn pending_elsewhere(engine: &Engine, request: &ListRequest) -> Vec<PendingEntry> {
+    let Some(cluster) = &engine.0.cluster else { return Vec::new() };
+    let members = cluster.members();
+    let seeds = members.seeds().filter(|seed| seed.id != members.me);
+    let answers = join_all(seeds.map(|seed| async move { (seed, pending_at(engine, seed, request).await) })).await;
+    let known = answers.into_iter().filter_map(|(seed, answer)| match answer {
+        Ok(pending) => Some(pending),
+        Err(error) => {
+            tracing::warn!(%error, node = %seed.id, "a listing leaves out what a seed may know");
+            None
+        }
+    });
+    known.flatten().collect()
+}
+
+async fn pending_at(engine: &Engine, seed: &Node, request: &ListRequest) -> Result<Vec<PendingEntry>, LinkError> {
+    let Some(cluster) = &engine.0.cluster else { return Ok(Vec::new()) };
+    let (bucket, prefix) = (request.bucket.clone(), request.prefix.clone());
+    let mut asked = message::Pending { bucket, prefix, marker: request.marker.clone() };
+    let mut pending = Vec::new();
+    while pending.len() < PENDING_ENTRIES_MAX {
+        let Message::PendingOk(page) = cluster.links.ask(seed, None, asked.clone().into()).await? else { break };
+        pending.extend(page.deleted.into_iter().map(PendingEntry::Deleted));
+        pending.extend(page.written.into_iter().map(|entry| PendingEntry::Present(from_message(entry))));
+        if page.next_marker <= asked.marker {
+            break;
+        }
+        asked.marker = page.next_marker;
+    }
+    Ok(pending)
+}
+
+fn from_message(entry: message::ListEntry) -> ListEntry {
+    let meta = ObjectMeta {
+        length: entry.length,
+        etag: entry.etag,
+        last_modified_ms: entry.last_modified_ms,
+        storage_class: entry.storage_class,
+        ..ObjectMeta::default()
+    };
+    ListEntry { key: entry.key, meta }
 }
 
 /// What a page shows at each place: an object, or a group.
@@ -97,7 +162,6 @@ fn cut(limit: usize, shown: Shown, horizon: Option<String>) -> ListPage {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use dfstore_proto::object::ObjectMeta;
     use proptest::prelude::*;
     use std::collections::BTreeSet;
 

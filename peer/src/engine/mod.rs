@@ -12,22 +12,36 @@
 //! | `version`, `owner` | state: tasks, versions, pieces; the table of one shard |
 //! | `open`, `fetch`, `reader` | reading: which version, where a piece is, pieces in order |
 //! | `put`, `upload` | writing |
+//! | `cluster` | who is there, whose task something is |
+//! | `locate`, `download` | reading where another peer decides: which version, pieces from other peers |
+//! | `publish` | writing there: numbers, telling the home |
+//! | `home`, `holders`, `graves`, `peers` | what this peer answers to others as the home of a task |
+//! | `replicate` | copies on seeds, and repair |
 //! | `delete`, `copy`, `list` | the rest of the object API |
 //! | `space` | allocation, eviction, letting go |
 //! | `writeback` | the queue to the backend |
 //! | `start`, `context` | making an engine from what the catalog holds; what all shards share |
 
 pub mod call;
+mod cluster;
 pub mod context;
 mod copy;
 mod delete;
+mod download;
 pub mod error;
 mod fetch;
+mod graves;
+mod holders;
+mod home;
 mod list;
+mod locate;
 mod open;
 mod owner;
+mod peers;
+mod publish;
 mod put;
 mod reader;
+mod replicate;
 pub mod request;
 mod space;
 mod start;
@@ -35,20 +49,24 @@ mod upload;
 mod version;
 mod writeback;
 
+pub use cluster::Cluster;
 pub use context::{Context, DirtyBudget};
 pub use error::ObjectError;
-pub use reader::{Chunk, PieceStream, Reader};
+pub use reader::{Chunk, PeerPiece, PieceStream, Reader};
 pub use start::{Inventory, TaskInventory};
 pub use upload::Upload;
 
 use std::rc::Rc;
+use std::sync::Arc;
 
 use dfstore_proto::ids::{ObjectName, TaskId};
+use dfstore_proto::message::Message;
 
 use crate::config::options::BackendDescription;
-use crate::engine::call::{PieceAnswer, Reply, ShardMessage, TaskCall, WrittenPiece};
+use crate::engine::call::{Held, PendingEntry, PieceAnswer, Reply, ShardMessage, TaskCall, Wanted, WrittenPiece};
 use crate::engine::owner::Owner;
 use crate::engine::request::{CommitRequest, DeleteDone, ListPage, ListRequest, PutRequest, Stat, Target};
+use crate::membership::{Members, Node, NodeState};
 use crate::metrics::Metrics;
 use crate::rt::arena::{Arena, Slot};
 use crate::rt::mailbox::Sender;
@@ -155,15 +173,96 @@ impl Engine {
         Ok(self.0.context.backend.create_bucket(bucket.to_owned()).await?)
     }
 
-    /// Name (`s3` or `oss`), region and endpoint of the backend, for clients that ask.
+    /// Name (`s3` or `oss`), region and endpoint of the backend that is used now, for clients that ask.
     pub fn backend_info(&self) -> BackendDescription {
-        self.0.context.backend_info.clone()
+        self.0.context.backend.description()
     }
 
     /// Whether this process should be given work, and one line for people about its state.
     pub fn readiness(&self) -> (bool, String) {
         let health = &self.0.context.health;
         (health.is_ready(), health.describe())
+    }
+
+    /// Answers a request of another peer about a task.
+    pub async fn answer_peer(&self, task: TaskId, message: Message) -> Result<Message, ObjectError> {
+        match self.remote(&task) {
+            None => self.0.answer_peer(message).await,
+            Some(shard) => shard.ask(|reply| TaskCall::Peer { message, reply }).await,
+        }
+    }
+
+    /// What is pending of a bucket and decided about by this peer.
+    pub async fn pending_as_home(
+        &self,
+        bucket: &str,
+        prefix: &str,
+        marker: &str,
+    ) -> Result<Vec<PendingEntry>, ObjectError> {
+        list::pending_here(self, bucket, prefix, marker, true).await
+    }
+
+    /// What this peer itself holds of an object.
+    pub async fn held(&self, target: &Target) -> Result<Option<Held>, ObjectError> {
+        match self.remote(&target.task) {
+            None => Ok(self.0.held(target)),
+            Some(shard) => {
+                let target = target.clone();
+                shard.ask(|reply| TaskCall::Where { target, reply }).await
+            }
+        }
+    }
+
+    /// Brings all of an object to this peer; gives the bytes that came.
+    pub async fn prefetch(&self, target: &Target) -> Result<u64, ObjectError> {
+        match self.remote(&target.task) {
+            None => self.0.prefetch(target).await,
+            Some(shard) => {
+                let target = target.clone();
+                shard.ask(|reply| TaskCall::Prefetch { target, reply }).await
+            }
+        }
+    }
+
+    /// Forgets what this peer caches of an object; gives the bytes that became free.
+    pub async fn drop_cached(&self, target: &Target) -> Result<u64, ObjectError> {
+        match self.remote(&target.task) {
+            None => Ok(self.0.drop_cached(target).await),
+            Some(shard) => {
+                let target = target.clone();
+                shard.ask(|reply| TaskCall::Drop { target, reply }).await
+            }
+        }
+    }
+
+    /// How this peer stands, for the others.
+    pub fn node_state(&self) -> NodeState {
+        let context = &self.0.context;
+        NodeState {
+            used_bytes: self.0.store.stats().used_bytes,
+            dirty_bytes: context.dirty.bytes(),
+            load: context.uploads.load(std::sync::atomic::Ordering::Relaxed),
+        }
+    }
+
+    /// The cluster as this shard sees it.
+    pub fn cluster(&self) -> Option<&Cluster> {
+        self.0.cluster.as_ref()
+    }
+
+    /// The seeds that keep an object, in order.
+    pub fn homes(&self, task: &TaskId) -> Vec<Arc<Node>> {
+        self.cluster().map_or_else(Vec::new, |cluster| crate::placement::homes(&cluster.members(), task))
+    }
+
+    /// Takes a newer snapshot of the cluster.
+    pub fn set_members(&self, members: Arc<Members>) {
+        self.0.set_members(members);
+    }
+
+    /// Makes lost copies anew, and tells homes again what only peers keep; never ends while there is a cluster.
+    pub async fn run_repair(&self) {
+        self.0.run_repair().await;
     }
 
     /// Serves a request that another shard sent here.
@@ -181,20 +280,38 @@ impl Engine {
         writeback::run(self.0.clone()).await;
     }
 
+    /// Checks how many peers a writer wants to hold its object before the answer: there must be so many.
+    pub fn check_ack(&self, ack_peers: u32) -> Result<u16, ObjectError> {
+        let Some(cluster) = self.cluster().filter(|_| ack_peers > 1) else {
+            return match ack_peers {
+                0 | 1 => Ok(u16::try_from(ack_peers).unwrap_or(1)),
+                _ => Err(ObjectError::InvalidArgument(format!(
+                    "copies on {ack_peers} peers cannot be promised: this peer is not part of a cluster"
+                ))),
+            };
+        };
+        let members = cluster.members();
+        let holders = members.seeds().count() + usize::from(!members.is_seed());
+        u16::try_from(ack_peers).ok().filter(|wanted| usize::from(*wanted) <= holders).ok_or_else(|| {
+            ObjectError::InvalidArgument(format!(
+                "copies on {ack_peers} peers cannot be promised: {holders} could hold one now (this peer and the seeds)"
+            ))
+        })
+    }
+
+    /// A number that no other reader of this process has.
+    fn next_reader(&self) -> u64 {
+        self.0.context.upload_ids.fetch_add(1, std::sync::atomic::Ordering::Relaxed)
+    }
+
     fn store(&self) -> &PieceStore {
         &self.0.store
     }
 
-    async fn piece(
-        &self,
-        task: TaskId,
-        generation: u64,
-        number: u32,
-        urgent: bool,
-    ) -> Result<PieceAnswer, ObjectError> {
+    async fn piece(&self, task: TaskId, generation: u64, wanted: Wanted) -> Result<PieceAnswer, ObjectError> {
         match self.remote(&task) {
-            None => self.0.piece(&task, generation, number, urgent).await,
-            Some(shard) => shard.ask(|reply| TaskCall::Piece { task, generation, number, urgent, reply }).await,
+            None => self.0.piece(&task, generation, wanted).await,
+            Some(shard) => shard.ask(|reply| TaskCall::Piece { task, generation, wanted, reply }).await,
         }
     }
 

@@ -1,6 +1,6 @@
-//! Finding the current version of an object, and when the backend is asked about it.
+//! Finding the current version of an object, and when who is asked about it.
 //!
-//! A version that the backend does not have is newest by definition. A clean one is served without a question while it
+//! The peer that decides about a task asks the backend; every other one asks that peer ([`locate`](super::locate)). A version that the backend does not have is newest by definition. A clean one is served without a question while it
 //! is fresh; then one HEAD asks for all who wait. An answer that is older than a local change says nothing and is
 //! asked again. If the backend cannot be asked, what is cached is served as stale, and the backend is left alone for
 //! [`CHECK_PAUSE`].
@@ -14,13 +14,14 @@ use futures_util::FutureExt;
 use crate::catalog::{Change, Durability, TaskState};
 use crate::config::options::Freshness;
 use crate::engine::call::Opened;
+use crate::engine::cluster::Place;
 use crate::engine::error::ObjectError;
 use crate::engine::owner::Owner;
 use crate::engine::request::Target;
 use crate::engine::version::{Task, Version};
-use crate::limits::{CHECK_PAUSE, CHECK_ROUNDS_MAX};
+use crate::limits::{CHECK_PAUSE, CHECK_ROUNDS_MAX, RESERVATION_POLL};
 use crate::rt::shard::spawn_local;
-use crate::rt::time::unix_ms;
+use crate::rt::time::{sleep, unix_ms};
 use crate::sidecar::backend::BackendErrorKind;
 
 /// A question to the backend that was answered.
@@ -34,21 +35,38 @@ struct Checked {
 impl Owner {
     /// The current version, opened.
     pub async fn open(self: &Rc<Self>, target: &Target, no_cache: bool) -> Result<Opened, ObjectError> {
+        self.open_from(target, no_cache, false).await
+    }
+
+    /// The current version, opened by this peer as the one that decides about it, whoever does.
+    pub async fn open_as_home(self: &Rc<Self>, target: &Target, no_cache: bool) -> Result<Opened, ObjectError> {
+        self.open_from(target, no_cache, true).await
+    }
+
+    async fn open_from(self: &Rc<Self>, target: &Target, no_cache: bool, as_home: bool) -> Result<Opened, ObjectError> {
         let task = self.task(target);
         let mut checked = false;
         for round in 0..CHECK_ROUNDS_MAX {
+            let place = match self.place(&target.task) {
+                Place::Away { .. } if as_home => Place::Alone,
+                place => place,
+            };
+            if let Place::Home { others } = &place {
+                self.settle(&task, others).await?;
+            }
+            let is_away = matches!(place, Place::Away { .. });
             let known = task.current();
             match &known {
-                Some(version) if version.state.get() == TaskState::Deleted => {
+                Some(version) if version.state.get() == TaskState::Deleted && (checked || !is_away) => {
                     return Err(ObjectError::NotFound(target.name.to_string()));
                 }
-                Some(version) if checked || self.is_servable(&task, version, no_cache) => {
+                Some(version) if checked || self.is_servable(&task, version, no_cache, is_away) => {
                     self.eviction.borrow_mut().touch(&target.task);
                     return Ok(version.open(false));
                 }
                 _ => {}
             }
-            match self.check(&task, no_cache).await {
+            match self.check(&task, no_cache, place).await {
                 // An answer that crossed a local change was dropped: the next round sees the change and asks again.
                 // A question that was under way when we came may be older than a write that our client knows of; one
                 // that began after that one's end is not.
@@ -71,7 +89,13 @@ impl Owner {
         Ok(version.open(false))
     }
 
-    fn is_servable(&self, task: &Task, version: &Version, force: bool) -> bool {
+    /// Whether a version is served without a question. A peer that does not decide about the task asks its home each
+    /// time, unless what it holds never changes.
+    fn is_servable(&self, task: &Task, version: &Version, force: bool, is_away: bool) -> bool {
+        if is_away {
+            let policy = self.context.freshness.for_bucket(&task.target.name.bucket);
+            return !force && policy == Freshness::Immutable && version.is_clean() && version.is_whole();
+        }
         match version.state.get() {
             TaskState::Dirty | TaskState::Ephemeral => true,
             TaskState::Deleted => false,
@@ -86,36 +110,47 @@ impl Owner {
         }
     }
 
-    /// Asks the backend for the current version, once for all who ask now. Tells whether the question began with this
-    /// call and its answer counted.
-    async fn check(self: &Rc<Self>, task: &Rc<Task>, force: bool) -> Result<Checked, ObjectError> {
-        let paused_ms = u64::try_from(CHECK_PAUSE.as_millis()).unwrap_or(u64::MAX);
-        if !force && task.current().is_some() && unix_ms() < task.check_failed_at_ms.get().saturating_add(paused_ms) {
-            return Err(ObjectError::BackendUnavailable("it did not answer a moment ago".into()));
-        }
+    /// Asks whoever knows the current version, the backend or the home, once for all who ask now. Tells whether the
+    /// question began with this call and its answer counted.
+    async fn check(self: &Rc<Self>, task: &Rc<Task>, force: bool, place: Place) -> Result<Checked, ObjectError> {
         let running = task.check.borrow().clone();
-        let began_now = running.is_none();
-        let check = running.unwrap_or_else(|| {
-            let (owner, asked) = (self.clone(), task.clone());
-            let check = async move {
-                let result = owner.ask_backend(&asked).await;
-                asked.check.borrow_mut().take();
-                let failed = matches!(&result, Err(error) if error.is_retryable());
-                asked.check_failed_at_ms.set(if failed { unix_ms() } else { 0 });
-                result
+        if let Some((forced, check)) = running {
+            // A question that the home may answer from its memory is not one that the backend was asked for.
+            let counts = forced || !force;
+            return check.await.map(|counted| Checked { counted: counted && counts, began_now: false });
+        }
+        let (owner, asked) = (self.clone(), task.clone());
+        let check = async move {
+            let result = match place {
+                Place::Away { homes, .. } => owner.ask_home(&asked, &homes, force).await,
+                Place::Alone | Place::Home { .. } if owner.leaves_backend_alone(&asked, force) => {
+                    asked.check.borrow_mut().take();
+                    return Err(ObjectError::BackendUnavailable("it did not answer a moment ago".into()));
+                }
+                Place::Alone | Place::Home { .. } => owner.ask_backend(&asked).await,
             };
-            let check = check.boxed_local().shared();
-            task.check.replace(Some(check.clone()));
-            // It runs to its end even if all who ask go away: an answer that nobody took would be told to whoever asks
-            // next, as if it were new.
-            let driven = check.clone();
-            spawn_local(async move { drop(driven.await) });
-            check
-        });
-        check.await.map(|counted| Checked { counted, began_now })
+            asked.check.borrow_mut().take();
+            let failed = matches!(&result, Err(error) if error.is_retryable());
+            asked.check_failed_at_ms.set(if failed { unix_ms() } else { 0 });
+            result
+        };
+        let check = check.boxed_local().shared();
+        task.check.replace(Some((force, check.clone())));
+        // It runs to its end even if all who ask go away: an answer that nobody took would be told to whoever asks
+        // next, as if it were new.
+        let driven = check.clone();
+        spawn_local(async move { drop(driven.await) });
+        check.await.map(|counted| Checked { counted, began_now: true })
     }
 
-    async fn ask_backend(self: &Rc<Self>, task: &Rc<Task>) -> Result<bool, ObjectError> {
+    /// Whether the backend failed to answer about this task a moment ago, and there is something to serve instead.
+    fn leaves_backend_alone(&self, task: &Task, force: bool) -> bool {
+        let paused_ms = u64::try_from(CHECK_PAUSE.as_millis()).unwrap_or(u64::MAX);
+        !force && task.current().is_some() && unix_ms() < task.check_failed_at_ms.get().saturating_add(paused_ms)
+    }
+
+    /// Asks the backend; true when its answer counted, false when a local change crossed it.
+    pub async fn ask_backend(self: &Rc<Self>, task: &Rc<Task>) -> Result<bool, ObjectError> {
         let epoch = task.epoch.get();
         let answer = self.context.backend.head(task.target.name.clone()).await;
         if task.epoch.get() != epoch {
@@ -141,27 +176,24 @@ impl Owner {
     /// The backend has this version now: the same as ours, or a new one. False when a local change came first.
     pub async fn confirm(self: &Rc<Self>, task: &Rc<Task>, meta: ObjectMeta) -> Result<bool, ObjectError> {
         let epoch = task.epoch.get();
+        let is_same = |version: &Version| version.is_clean() && is_same_content(&version.meta.borrow(), &meta);
+        while task.current().is_none_or(|version| !is_same(&version)) && task.awaits_writer(unix_ms()) {
+            sleep(RESERVATION_POLL).await;
+        }
         let _commit = task.commit_lock.lock().await;
-        if task.epoch.get() != epoch {
+        if task.epoch.get() != epoch || task.current().is_some_and(|version| !version.is_clean()) {
             return Ok(false);
         }
         let now_ms = unix_ms();
-        if let Some(version) = task.current()
-            && version.state.get() == TaskState::Clean
-            && is_same_content(&version.meta.borrow(), &meta)
-        {
+        if let Some(version) = task.current().filter(|version| is_same(version)) {
             version.validated_at_ms.set(now_ms);
             return Ok(true);
         }
-        let generation = task.next_generation(now_ms);
+        let generation = task.generation_for(&meta, now_ms);
         let version = Version::new(task.target.task, generation, meta, TaskState::Clean, None);
         version.validated_at_ms.set(now_ms);
-        let version = Rc::new(version);
-        let before = self.publish(task, Some(version.clone()));
-        let mut eviction = self.eviction.borrow_mut();
-        eviction.remove(&task.target.task);
-        eviction.insert(task.target.task, 0);
-        drop(eviction);
+        let before = self.publish(task, Some(Rc::new(version)));
+        self.restart_eviction(&task.target.task);
         self.retire(task, before);
         Ok(true)
     }

@@ -3,7 +3,7 @@
 //! Owns the task table, the uploads in progress, the index of what the backend does not know yet, and the eviction
 //! order. Everything here is single-threaded; other shards come in through [`Owner::answer`].
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, HashMap};
 use std::rc::Rc;
 
@@ -11,14 +11,17 @@ use dfstore_proto::ids::{ObjectName, TaskId};
 
 use crate::catalog::TaskState;
 use crate::engine::call::{PendingEntry, TaskCall};
+use crate::engine::cluster::Cluster;
 use crate::engine::context::Context;
 use crate::engine::error::ObjectError;
+use crate::engine::graves::Graves;
 use crate::engine::put::UploadState;
 use crate::engine::request::{ListEntry, Target};
 use crate::engine::version::{Task, Version};
 use crate::engine::writeback::Queue;
 use crate::limits::{PENDING_ENTRIES_MAX, TASKS_PER_SHARD_MAX};
 use crate::metrics::ShardMetrics;
+use crate::rt::permits::Permits;
 use crate::rt::shard::spawn_local;
 use crate::store::PieceStore;
 use crate::store::evict::{Evictor, Watermarks};
@@ -47,6 +50,14 @@ pub struct Owner {
     pub eviction: RefCell<Evictor>,
     /// What waits to be written to the backend.
     pub queue: Queue,
+    /// The other peers, if there are any.
+    pub cluster: Option<Cluster>,
+    /// Deletions that are done.
+    pub graves: RefCell<Graves>,
+    /// Bounds the copies that are made at once.
+    pub copies: Permits,
+    /// Where the last round of repair ended.
+    pub repaired_up_to: Cell<TaskId>,
 }
 
 impl Owner {
@@ -110,8 +121,9 @@ impl Owner {
             .ok_or_else(|| ObjectError::VersionChanged(format!("task {task}")))
     }
 
-    /// Objects of a bucket that a listing must show or hide.
-    pub fn pending_of(&self, bucket: &str, prefix: &str, marker: &str) -> Vec<PendingEntry> {
+    /// Objects of a bucket that a listing must show or hide. `as_home`: those that this peer decides about, for other
+    /// peers; else those that it decides about or that nobody else was told of, for its own clients.
+    pub fn pending_of(&self, bucket: &str, prefix: &str, marker: &str, as_home: bool) -> Vec<PendingEntry> {
         let pending = self.pending.borrow();
         let from = ObjectName::new(bucket, prefix.max(marker));
         pending
@@ -121,6 +133,9 @@ impl Owner {
             .take(PENDING_ENTRIES_MAX)
             .filter_map(|(name, task)| {
                 let version = task.current()?;
+                if self.is_away(&task.target.task) && (as_home || version.published.get()) {
+                    return None;
+                }
                 Some(match version.state.get() {
                     TaskState::Deleted => PendingEntry::Deleted(name.key.clone()),
                     _ => {
@@ -135,8 +150,8 @@ impl Owner {
     pub fn answer(self: &Rc<Self>, call: TaskCall) {
         let owner = self.clone();
         match call {
-            TaskCall::Piece { task, generation, number, urgent, reply } => {
-                spawn_local(async move { drop(reply.send(owner.piece(&task, generation, number, urgent).await)) })
+            TaskCall::Piece { task, generation, wanted, reply } => {
+                spawn_local(async move { drop(reply.send(owner.piece(&task, generation, wanted).await)) })
             }
             TaskCall::Open { target, no_cache, reply } => {
                 spawn_local(async move { drop(reply.send(owner.open(&target, no_cache).await)) })
@@ -166,8 +181,21 @@ impl Owner {
             TaskCall::Evict { bytes, reply } => {
                 spawn_local(async move { drop(reply.send(Ok(owner.evict(bytes, None).await))) })
             }
-            TaskCall::Pending { bucket, prefix, marker, reply } => {
-                drop(reply.send(Ok(owner.pending_of(&bucket, &prefix, &marker))))
+            TaskCall::Pending { bucket, prefix, marker, as_home, reply } => {
+                drop(reply.send(Ok(owner.pending_of(&bucket, &prefix, &marker, as_home))))
+            }
+            TaskCall::CopyAtHome { source, target, reply } => {
+                spawn_local(async move { drop(reply.send(owner.copy_at_home(&source, &target).await)) })
+            }
+            TaskCall::Peer { message, reply } => {
+                spawn_local(async move { drop(reply.send(owner.answer_peer(message).await)) })
+            }
+            TaskCall::Where { target, reply } => drop(reply.send(Ok(owner.held(&target)))),
+            TaskCall::Prefetch { target, reply } => {
+                spawn_local(async move { drop(reply.send(owner.prefetch(&target).await)) })
+            }
+            TaskCall::Drop { target, reply } => {
+                spawn_local(async move { drop(reply.send(Ok(owner.drop_cached(&target).await))) })
             }
         }
     }

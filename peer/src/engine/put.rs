@@ -31,6 +31,8 @@ pub struct UploadState {
     request: PutRequest,
     /// As in the request, unless the commit says otherwise.
     mode: Cell<WriteMode>,
+    /// Likewise.
+    replicas: Cell<u16>,
     pieces: RefCell<BTreeMap<u32, WrittenPiece>>,
     dirty: DirtyHold,
     closed: Cell<bool>,
@@ -58,6 +60,7 @@ impl Owner {
         let state = UploadState {
             ticket,
             mode: Cell::new(request.mode),
+            replicas: Cell::new(request.replicas),
             request,
             pieces: RefCell::default(),
             dirty: self.context.dirty.hold(),
@@ -130,6 +133,7 @@ impl Owner {
         let state = self.upload(upload)?;
         self.abort(upload);
         state.mode.set(request.mode.unwrap_or(state.request.mode));
+        state.replicas.set(request.replicas.unwrap_or(state.request.replicas));
         let written = state.take_written(request.length, request.crc32)?;
         if let Err(error) = self.store.sync(written.pieces.iter().map(|piece| piece.lease.extents())).await {
             written.give_back();
@@ -147,24 +151,72 @@ impl Owner {
             ..request.meta.clone()
         };
         match state.mode.get() {
-            WriteMode::AsyncWriteBack => self.install(&task, meta, TaskState::Dirty, state, written).await,
-            WriteMode::Ephemeral => self.install(&task, meta, TaskState::Ephemeral, state, written).await,
-            WriteMode::WriteBack => {
-                let _backend = task.backend_lock.lock().await;
-                let outgoing = Outgoing {
-                    name: request.target.name.clone(),
-                    meta,
-                    crc32: Some(written.crc32),
-                    pieces: written.pieces.clone(),
-                    damaged: Rc::default(),
-                };
-                let meta = self.send(&outgoing, None).await.inspect_err(|_| written.give_back())?;
-                self.install(&task, meta, TaskState::Clean, state, written).await
-            }
+            WriteMode::AsyncWriteBack => self.install_new(&task, meta, TaskState::Dirty, state, written).await,
+            WriteMode::Ephemeral => self.install_new(&task, meta, TaskState::Ephemeral, state, written).await,
+            WriteMode::WriteBack => self.install_through(&task, meta, state, written).await,
         }
     }
 
-    /// Puts the new version into the catalog, durably, then makes it the current one.
+    /// A version that the backend does not have: numbered by the home, durable here, then known to all.
+    async fn install_new(
+        self: &Rc<Self>,
+        task: &Rc<Task>,
+        meta: ObjectMeta,
+        state: TaskState,
+        upload: &UploadState,
+        written: &Written,
+    ) -> Result<PutDone, ObjectError> {
+        let generation = self.reserve(task).await.inspect_err(|_| written.give_back())?;
+        let mut done = self.install(task, meta, state, upload, written, generation).await?;
+        if let Some(version) = task.current().filter(|version| version.generation == generation) {
+            done.copies = self.announce(task, &version, upload.request.ack_peers).await?;
+        }
+        Ok(done)
+    }
+
+    /// A version that the backend gets first, from this peer or from the home.
+    async fn install_through(
+        self: &Rc<Self>,
+        task: &Rc<Task>,
+        meta: ObjectMeta,
+        upload: &UploadState,
+        written: &Written,
+    ) -> Result<PutDone, ObjectError> {
+        let told = if self.is_away(&task.target.task) {
+            // A number of this peer's own, by which the home asks for the pieces.
+            let generation = task.next_generation(unix_ms());
+            let staged = Version::new(task.target.task, generation, meta.clone(), TaskState::Clean, Some(written.crc32));
+            staged.durable.set(true);
+            written.store_into(&staged);
+            let told = self.write_through_home(task, &Rc::new(staged), upload.replicas.get()).await;
+            told.inspect_err(|_| written.give_back())?
+        } else {
+            None
+        };
+        if let Some(told) = told {
+            let mut done =
+                self.install(task, told.meta, TaskState::Clean, upload, written, told.generation).await?;
+            done.copies = told.replicas.saturating_add(1);
+            return Ok(done);
+        }
+        let _backend = task.backend_lock.lock().await;
+        let outgoing = Outgoing {
+            name: upload.request.target.name.clone(),
+            meta,
+            crc32: Some(written.crc32),
+            pieces: written.pieces.clone(),
+            damaged: Rc::default(),
+        };
+        let meta = self.send(&outgoing, None).await.inspect_err(|_| written.give_back())?;
+        let generation = self.reserve(task).await.inspect_err(|_| written.give_back())?;
+        let done = self.install(task, meta, TaskState::Clean, upload, written, generation).await?;
+        if let Some(version) = task.current().filter(|version| version.generation == generation) {
+            self.spread(task, &version);
+        }
+        Ok(done)
+    }
+
+    /// Puts the new version into the catalog, durably, then makes it the current one; unless a newer one came first.
     async fn install(
         self: &Rc<Self>,
         task: &Rc<Task>,
@@ -172,27 +224,31 @@ impl Owner {
         state: TaskState,
         upload: &UploadState,
         written: &Written,
+        generation: u64,
     ) -> Result<PutDone, ObjectError> {
         let _commit = task.commit_lock.lock().await;
         let now_ms = unix_ms();
-        let generation = task.next_generation(now_ms);
         if state != TaskState::Clean {
             meta.etag = format!("\"{:08x}-{generation:x}\"", written.crc32);
             meta.last_modified_ms = now_ms;
         }
         let version = Version::new(task.target.task, generation, meta, state, Some(written.crc32));
         version.validated_at_ms.set(now_ms);
-        for (number, piece) in (0..).zip(&written.pieces) {
-            version.put_stored(number, piece.clone());
+        version.replicas.set(upload.replicas.get());
+        version.durable.set(true);
+        if task.current().is_some_and(|current| current.generation >= generation) {
+            written.give_back();
+            return Ok(self.put_done(&version));
         }
+        written.store_into(&version);
         let mut changes = task.current().map_or_else(Vec::new, |before| before.forgetting());
         changes.push(self.record_change(task, &version));
         changes.extend((0..).zip(&written.pieces).map(|(number, piece)| version.piece_change(number, piece)));
         let queued = (state == TaskState::Dirty).then(|| new_record(WriteBackKind::Put, generation, now_ms));
-        changes.push(match &queued {
-            Some(record) => Change::PutWriteBack { task: version.task, record: record.clone() },
-            None => Change::RemoveWriteBack { task: version.task },
-        });
+        changes.push(Change::RemoveWriteBack { task: version.task });
+        if let Some(record) = &queued {
+            changes.push(Change::PutWriteBack { task: version.task, record: record.clone() });
+        }
         self.context.catalog.commit(changes, Durability::Durable).await?;
         if state != TaskState::Clean {
             // The upload's own hold ends with it: for a moment both count, never neither.
@@ -200,23 +256,25 @@ impl Owner {
             hold.grow(upload.dirty.bytes());
             version.dirty.replace(Some(hold));
         }
-        let done = self.publish_new(task, Rc::new(version), queued);
+        let version = Rc::new(version);
+        self.publish_new(task, version.clone(), queued);
         self.evict_to_watermark().await;
-        Ok(done)
+        Ok(self.put_done(&version))
+    }
+
+    fn put_done(&self, version: &Version) -> PutDone {
+        let asked = version.replicas.get();
+        PutDone {
+            generation: version.generation,
+            meta: version.meta.borrow().clone(),
+            standing: version.standing(),
+            copies: 1,
+            replicas: (self.replicas_possible(asked), asked),
+        }
     }
 
     /// Shows a version that is durable to everyone, lets the one before go, and queues it for the backend.
-    pub fn publish_new(
-        self: &Rc<Self>,
-        task: &Rc<Task>,
-        version: Rc<Version>,
-        queued: Option<WriteBackRecord>,
-    ) -> PutDone {
-        let done = PutDone {
-            generation: version.generation,
-            meta: version.meta.borrow().clone(),
-            standing: version.open(false).stat.standing,
-        };
+    pub fn publish_new(self: &Rc<Self>, task: &Rc<Task>, version: Rc<Version>, queued: Option<WriteBackRecord>) {
         if let Some(before) = self.publish(task, Some(version.clone())) {
             self.let_go(before);
         }
@@ -228,11 +286,17 @@ impl Owner {
         if let Some(record) = queued {
             self.queue.push(task.clone(), record, BTreeMap::new());
         }
-        done
     }
 }
 
 impl Written {
+    /// Makes the pieces those of a version.
+    fn store_into(&self, version: &Version) {
+        for (number, piece) in (0..).zip(&self.pieces) {
+            version.put_stored(number, piece.clone());
+        }
+    }
+
     /// Frees the space of pieces that the catalog was never told of. After a failed commit nobody knows whether it was:
     /// then the space stays taken until the next start.
     fn give_back(&self) {

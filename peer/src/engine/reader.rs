@@ -9,15 +9,17 @@
 use std::ops::Range;
 
 use bytes::Bytes;
+use dfstore_proto::message::Fetch;
 use dfstore_proto::object::Source;
 use futures_util::StreamExt;
 use futures_util::future::LocalBoxFuture;
 use futures_util::stream::FuturesOrdered;
 
 use crate::engine::Engine;
-use crate::engine::call::{Opened, PieceAnswer};
+use crate::engine::call::{Opened, PieceAnswer, Wanted};
 use crate::engine::error::ObjectError;
 use crate::engine::fetch::busy;
+use crate::engine::peers::wanted_by_peer;
 use crate::engine::request::{Stat, piece_length};
 use crate::limits::{ADMISSION_TIMEOUT, FETCH_WINDOW_PIECES, PIECE_READS_MAX, SERVE_WINDOW_PIECES};
 use crate::rt::arena::{Holder, Slot};
@@ -84,15 +86,25 @@ impl Reader {
             range: start..end,
             window,
             ahead: FuturesOrdered::new(),
+            id: self.engine.next_reader(),
         }
     }
 
-    /// Piece `number`, verified. `None` only if not `urgent`: there was no memory for it at once.
-    async fn piece(&self, number: u32, urgent: bool) -> Result<Option<Found>, ObjectError> {
+    /// A piece for another peer: it does not count as served to a client.
+    pub async fn piece_for_peer(&self, asked: &Fetch) -> Result<PeerPiece, ObjectError> {
+        let found = self.piece(wanted_by_peer(asked)).await?;
+        let (slot, crc32, source) = found.ok_or_else(|| ObjectError::Internal("an urgent piece was put off".into()))?;
+        let offset = u64::from(asked.number) * u64::from(self.stat().piece_bytes);
+        Ok(PeerPiece { slot, crc32, source, offset })
+    }
+
+    /// A piece, verified. `None` only if it is not urgent: there was no memory for it at once.
+    async fn piece(&self, wanted: Wanted) -> Result<Option<Found>, ObjectError> {
+        let Wanted { number, urgent, .. } = wanted;
         let stat = self.stat();
         let length = piece_length(stat.meta.length, stat.piece_bytes, number) as usize;
         for _ in 0..PIECE_READS_MAX {
-            let answer = self.engine.piece(self.opened.task, stat.generation, number, urgent).await?;
+            let answer = self.engine.piece(self.opened.task, stat.generation, wanted).await?;
             let (lease, crc32, source) = match answer {
                 PieceAnswer::Memory { slot, crc32, source } => return Ok(Some((slot, crc32, source))),
                 PieceAnswer::Later => return Ok(None),
@@ -127,6 +139,20 @@ pub struct PieceStream {
     end_piece: u32,
     window: usize,
     ahead: FuturesOrdered<LocalBoxFuture<'static, Result<Option<Found>, ObjectError>>>,
+    /// Tells it apart from other readers.
+    id: u64,
+}
+
+/// A piece for another peer.
+pub struct PeerPiece {
+    /// All its bytes.
+    pub slot: Slot,
+    /// Their checksum.
+    pub crc32: u32,
+    /// Where they came from.
+    pub source: Source,
+    /// Where it lies in its object.
+    pub offset: u64,
 }
 
 impl PieceStream {
@@ -136,16 +162,15 @@ impl PieceStream {
             return None;
         }
         while self.next_started < self.end_piece && self.ahead.len() < self.window {
-            let (reader, number) = (self.reader.clone(), self.next_started);
-            let urgent = self.ahead.is_empty();
-            self.ahead.push_back(Box::pin(async move { reader.piece(number, urgent).await }));
+            let (reader, wanted) = (self.reader.clone(), self.want(self.next_started, self.ahead.is_empty()));
+            self.ahead.push_back(Box::pin(async move { reader.piece(wanted).await }));
             self.next_started += 1;
         }
         let number = self.next_sent;
         self.next_sent += 1;
         let found = match self.ahead.next().await {
             Some(Ok(Some(found))) => Ok(found),
-            Some(Ok(None)) | None => match self.reader.piece(number, true).await {
+            Some(Ok(None)) | None => match self.reader.piece(self.want(number, true)).await {
                 Ok(found) => found.ok_or_else(|| ObjectError::Internal("an urgent piece was put off".into())),
                 Err(error) => Err(error),
             },
@@ -157,6 +182,10 @@ impl PieceStream {
             metrics.served(source, wanted.len() as u64);
             Chunk { number, slot, crc32, source, wanted }
         }))
+    }
+
+    fn want(&self, number: u32, urgent: bool) -> Wanted {
+        Wanted { number, end: self.end_piece, urgent, local_only: false, by_peer: false, reader: self.id }
     }
 
     /// The part of piece `number` that lies in the range.

@@ -3,6 +3,7 @@
 pub use crate::sidecar::backend::{ListEntry, ListPage, ListRequest};
 
 use dfstore_proto::ids::{ObjectName, TaskId};
+use dfstore_proto::message::{self, VersionInfo, VersionState};
 use dfstore_proto::object::{ObjectMeta, Source, WriteMode};
 
 /// An object as a request names it.
@@ -19,6 +20,11 @@ impl Target {
     pub fn of(name: ObjectName) -> Target {
         let task = TaskId::of(&name, "", "");
         Target { name, task }
+    }
+
+    /// As other peers are told of it.
+    pub fn to_message(&self) -> message::Target {
+        message::Target::new(self.name.clone())
     }
 }
 
@@ -58,6 +64,30 @@ impl Stat {
     pub fn piece_count(&self) -> u32 {
         piece_count(self.meta.length, self.piece_bytes)
     }
+
+    /// As clients of the native protocol and other peers are told of it.
+    pub fn to_info(&self, task: TaskId) -> VersionInfo {
+        VersionInfo {
+            task,
+            generation: self.generation,
+            meta: self.meta.clone(),
+            piece_bytes: self.piece_bytes,
+            state: self.standing.into(),
+            source: self.source,
+            crc32: self.crc32,
+            pieces_local: self.pieces_local,
+        }
+    }
+}
+
+impl From<Standing> for VersionState {
+    fn from(standing: Standing) -> VersionState {
+        match standing {
+            Standing::Clean => VersionState::Clean,
+            Standing::Dirty => VersionState::Dirty,
+            Standing::Ephemeral => VersionState::Ephemeral,
+        }
+    }
 }
 
 /// Number of pieces of an object of `length` bytes.
@@ -79,7 +109,9 @@ pub struct PutRequest {
     /// How it reaches the backend.
     pub mode: WriteMode,
     /// Seeds that should keep a replica, as asked for. One peer alone keeps none; the answer says so.
-    pub replicas: u32,
+    pub replicas: u16,
+    /// Durable copies on peers, the first one counted, before the answer.
+    pub ack_peers: u16,
     /// Length if known beforehand: space is checked early.
     pub length: Option<u64>,
     /// Headers to keep with the object; `length`, `etag` and `last_modified_ms` are ignored.
@@ -95,6 +127,8 @@ pub struct CommitRequest {
     pub crc32: Option<u32>,
     /// How it reaches the backend, where that became known after the upload began.
     pub mode: Option<WriteMode>,
+    /// Seeds that should keep a replica, likewise.
+    pub replicas: Option<u16>,
 }
 
 /// A write that is acknowledged.
@@ -106,6 +140,10 @@ pub struct PutDone {
     pub meta: ObjectMeta,
     /// Clean after WriteBack, dirty after AsyncWriteBack.
     pub standing: Standing,
+    /// Peers that hold all of it, durably, as far as is known.
+    pub copies: u16,
+    /// Seeds that keep a copy, or make one now, and how many were asked for.
+    pub replicas: (u16, u16),
 }
 
 /// What a DELETE did.

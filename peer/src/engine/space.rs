@@ -106,12 +106,15 @@ impl Owner {
     /// of its space.
     pub fn retire(self: &Rc<Self>, task: &Rc<Task>, version: Option<Rc<Version>>) {
         let Some(version) = version else { return };
-        let changes = match task.current() {
+        let mut changes = match task.current() {
             Some(newer) if newer.recorded.get() => version.forgetting(),
             // The newer version's record comes with its first piece.
             _ if version.recorded.get() => vec![Change::RemoveTask { task: version.task }],
             _ => Vec::new(),
         };
+        if !version.is_clean() {
+            changes.push(Change::RemoveWriteBack { task: version.task });
+        }
         self.keep_reachable(&version);
         let owner = self.clone();
         spawn_local(async move {
@@ -134,14 +137,13 @@ impl Owner {
     /// Those who opened the version may still ask for its pieces; while it is in the table, its leases live.
     fn keep_reachable(self: &Rc<Self>, version: &Rc<Version>) {
         let key = (version.task, version.generation);
-        if !version.pin.is_shared() || self.retired.borrow().contains_key(&key) {
+        if !version.is_read() || self.retired.borrow().contains_key(&key) {
             return;
         }
         self.retired.borrow_mut().insert(key, version.clone());
-        let (owner, pin) = (self.clone(), version.pin.clone());
+        let (owner, version) = (self.clone(), version.clone());
         spawn_local(async move {
-            // One holder is the version, one this task.
-            while pin.holders() > 2 {
+            while version.is_read() {
                 sleep(RETIRED_POLL).await;
             }
             owner.retired.borrow_mut().remove(&key);

@@ -5,7 +5,7 @@
 //! A clean version of which pieces are missing is still right, merely incomplete. A dirty one of which pieces are
 //! missing or damaged is set aside loudly: its bytes cannot be had from anywhere else.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, HashMap};
 use std::rc::Rc;
 
@@ -15,6 +15,7 @@ use crate::catalog::{
     Change, Loaded, PartRecord, PieceKey, PieceRecord, PieceSet, TaskRecord, TaskState, WriteBackKind, WriteBackRecord,
 };
 use crate::engine::Engine;
+use crate::engine::cluster::Cluster;
 use crate::engine::context::Context;
 use crate::engine::owner::Owner;
 use crate::engine::request::Target;
@@ -22,6 +23,7 @@ use crate::engine::version::{StoredPiece, Task, Version};
 use crate::engine::writeback::{Queue, new_record};
 use crate::limits::HOUSEKEEPING_PERIOD;
 use crate::metrics::{CacheSize, WriteBackState};
+use crate::rt::permits::Permits;
 use crate::rt::time::{sleep, unix_ms};
 use crate::store::evict::{Evictor, Watermarks};
 use crate::store::recover::{Belongs, Found, recover};
@@ -114,6 +116,7 @@ impl Engine {
         seed: &StoreSeed,
         watermarks: Watermarks,
         tasks: Vec<TaskInventory>,
+        cluster: Option<Cluster>,
     ) -> Engine {
         let owner = Owner {
             shard,
@@ -127,6 +130,10 @@ impl Engine {
             watermarks,
             eviction: RefCell::new(Evictor::default()),
             queue: Queue::default(),
+            cluster,
+            graves: RefCell::default(),
+            copies: Permits::default(),
+            repaired_up_to: Cell::new(TaskId::from_bytes([0; 32])),
         };
         let owner = Rc::new(owner);
         for inventory in tasks {
@@ -149,7 +156,7 @@ impl Owner {
             let hold = self.context.dirty.hold();
             hold.grow(version.meta.borrow().length);
             version.dirty.replace(Some(hold));
-            if !version.is_whole() {
+            if !version.is_whole() && self.cluster.is_none() {
                 tracing::error!(object = %entry.target.name, "pieces of an object that is not in the backend are lost");
             }
         }
@@ -163,7 +170,7 @@ impl Owner {
         };
         // The entry is committed together with the version; were it missing, a new one does the same.
         let record = writeback.unwrap_or_else(|| new_record(kind, version.generation, unix_ms()));
-        self.queue.push(entry, record, parts);
+        self.queue.restore(entry, record, parts);
     }
 }
 

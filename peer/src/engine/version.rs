@@ -10,17 +10,23 @@ use std::collections::HashMap;
 use std::rc::Rc;
 
 use dfstore_proto::ids::TaskId;
-use dfstore_proto::object::{ObjectMeta, Source};
+use dfstore_proto::message::{KnownVersion, VersionState};
+use dfstore_proto::object::{ObjectMeta, PieceRun, Source};
+use event_listener::Event;
 use futures_util::future::{LocalBoxFuture, Shared};
 use futures_util::lock::Mutex;
 
 use crate::catalog::{Change, PieceKey, PieceRecord, PieceSet, TaskRecord, TaskState};
 use crate::engine::call::{Opened, PieceAnswer, Pin, Reply};
 use crate::engine::context::DirtyHold;
+use crate::engine::download::Download;
 use crate::engine::error::ObjectError;
-use crate::engine::request::{Standing, Stat, Target, piece_count};
-use crate::limits::PIECE_BYTES;
+use crate::engine::holders::Holders;
+
+use crate::engine::request::{Standing, Stat, Target, piece_count, piece_length};
+use crate::limits::{PIECE_BYTES, REMOTE_READ_KEEP, RESERVATION_HOLD};
 use crate::rt::arena::Slot;
+use crate::rt::time::unix_ms;
 use crate::store::Lease;
 
 /// One object, as its owner shard sees it.
@@ -33,12 +39,21 @@ pub struct Task {
     pub commit_lock: Mutex<()>,
     /// Held while the backend's copy of this object is written, copied over or deleted.
     pub backend_lock: Mutex<()>,
-    /// The question to the backend that is under way; all who ask meanwhile share it.
-    pub check: RefCell<Option<Check>>,
+    /// The question to the backend or the home that is under way, and whether it asks the backend for sure; all who
+    /// ask meanwhile share it.
+    pub check: RefCell<Option<(bool, Check)>>,
     /// Counts replacements of `current`: an answer of the backend that is older than the last one says nothing.
     pub epoch: Cell<u64>,
     /// The backend could not be asked at this time (Unix ms); it is left alone for a while.
     pub check_failed_at_ms: Cell<u64>,
+    /// The highest generation that was promised to a writer.
+    pub reserved: Cell<u64>,
+    /// When it was promised (Unix ms).
+    pub reserved_at_ms: Cell<u64>,
+    /// At the home: the set of seeds (its epoch) whose members have said what they know of this task.
+    pub settled: Cell<u64>,
+    /// At the home: what a peer says it holds, whose number is given again if the backend still has the same.
+    pub claimed: RefCell<Option<KnownVersion>>,
 }
 
 /// A shared question to the backend; true when its answer counted, false when it crossed a local change.
@@ -55,6 +70,10 @@ impl Task {
             check: RefCell::new(None),
             epoch: Cell::new(0),
             check_failed_at_ms: Cell::new(0),
+            reserved: Cell::new(0),
+            reserved_at_ms: Cell::new(0),
+            settled: Cell::new(0),
+            claimed: RefCell::new(None),
         })
     }
 
@@ -77,8 +96,34 @@ impl Task {
     /// The generation for a new version: above every earlier one, also across restarts and evictions, as long as the
     /// clock of this machine does not run backwards by more than the task was forgotten.
     pub fn next_generation(&self, now_ms: u64) -> u64 {
-        let last = self.current.borrow().as_ref().map_or(0, |version| version.generation);
-        (last + 1).max(now_ms.saturating_mul(1000))
+        (self.last_generation() + 1).max(now_ms.saturating_mul(1000))
+    }
+
+    /// The generation for what the backend has: that of a peer that holds the same content, if one said so and it is
+    /// above every earlier one here, else the next.
+    pub fn generation_for(&self, meta: &ObjectMeta, now_ms: u64) -> u64 {
+        let claimed = self.claimed.take().filter(|claimed| {
+            claimed.etag == meta.etag && claimed.length == meta.length && claimed.generation > self.last_generation()
+        });
+        claimed.map_or_else(|| self.next_generation(now_ms), |claimed| claimed.generation)
+    }
+
+    /// Promises a number to a writer.
+    pub fn reserve(&self, generation: u64, now_ms: u64) {
+        self.reserved.set(generation.max(self.reserved.get()));
+        self.reserved_at_ms.set(now_ms);
+    }
+
+    /// Whether a writer has a number and may still come with its version: what the backend has meanwhile must not get
+    /// a higher one.
+    pub fn awaits_writer(&self, now_ms: u64) -> bool {
+        let hold_ms = u64::try_from(RESERVATION_HOLD.as_millis()).unwrap_or(u64::MAX);
+        let newest = self.current.borrow().as_ref().map_or(0, |version| version.generation);
+        self.reserved.get() > newest && now_ms < self.reserved_at_ms.get().saturating_add(hold_ms)
+    }
+
+    fn last_generation(&self) -> u64 {
+        self.current.borrow().as_ref().map_or(0, |version| version.generation).max(self.reserved.get())
     }
 }
 
@@ -108,6 +153,35 @@ pub struct Version {
     pub dirty: RefCell<Option<DirtyHold>>,
     /// Tells whether someone has it open.
     pub pin: Pin,
+    /// What the home said of it; where this peer decides itself, nothing.
+    pub afar: Cell<Option<Afar>>,
+    /// Whether the home was told of it. Of a version that the backend does not have.
+    pub published: Cell<bool>,
+    /// Seeds that should keep a copy; 0 when nobody asked for any.
+    pub replicas: Cell<u16>,
+    /// Other peers read it until then (Unix ms): it stays readable though it be replaced.
+    pub read_until_ms: Cell<u64>,
+    /// Who else has pieces of it, where this peer decides about the task.
+    pub holders: RefCell<Holders>,
+    /// Whether what is on disk of it was synced.
+    pub durable: Cell<bool>,
+    /// Whether copies of it are being made.
+    pub spreading: Cell<bool>,
+    /// Told when a node has come to hold all of it.
+    pub spread: Event,
+    /// Told when a piece has come to disk, or was lost on its way there.
+    pub stored: Event,
+    /// Its pieces on their way here from other peers.
+    pub download: RefCell<Option<Rc<Download>>>,
+}
+
+/// What the home said of a version.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Afar {
+    /// How it stands towards the backend.
+    pub state: VersionState,
+    /// Where its bytes come from for who does not have them.
+    pub source: Source,
 }
 
 /// Where a piece is.
@@ -120,6 +194,8 @@ pub enum PieceState {
         slot: Slot,
         /// Their checksum.
         crc32: u32,
+        /// Where they came from.
+        source: Source,
     },
     /// Being fetched; these wait for it.
     Fetching(Vec<Reply<PieceAnswer>>),
@@ -159,6 +235,16 @@ impl Version {
             recorded: Cell::new(false),
             dirty: RefCell::default(),
             pin: Pin::default(),
+            afar: Cell::new(None),
+            published: Cell::new(false),
+            replicas: Cell::new(0),
+            read_until_ms: Cell::new(0),
+            holders: RefCell::default(),
+            durable: Cell::new(false),
+            spreading: Cell::new(false),
+            spread: Event::new(),
+            stored: Event::new(),
+            download: RefCell::default(),
         }
     }
 
@@ -167,9 +253,12 @@ impl Version {
         let version = Version {
             piece_bytes: record.piece_bytes,
             validated_at_ms: Cell::new(record.validated_at_ms),
+            published: Cell::new(record.published),
+            replicas: Cell::new(record.replicas),
             ..Version::new(task, record.generation, record.meta, record.state, record.crc32)
         };
         version.recorded.set(true);
+        version.durable.set(true);
         version
     }
 
@@ -184,6 +273,8 @@ impl Version {
             piece_bytes: self.piece_bytes,
             crc32: self.crc32,
             validated_at_ms: self.validated_at_ms.get(),
+            replicas: self.replicas.get(),
+            published: self.published.get(),
         }
     }
 
@@ -193,6 +284,43 @@ impl Version {
         if !matches!(before, Some(PieceState::Stored(_))) {
             self.stored_count.set(self.stored_count.get() + 1);
         }
+        self.stored.notify(usize::MAX);
+    }
+
+    /// Whether a piece is on disk.
+    pub fn has_stored(&self, number: u32) -> bool {
+        matches!(self.pieces.borrow().get(&number), Some(PieceState::Stored(_)))
+    }
+
+    /// Whether anything is known of a piece here.
+    pub fn holds(&self, number: u32) -> bool {
+        self.pieces.borrow().contains_key(&number)
+    }
+
+    /// Its pieces, on disk or not.
+    pub fn piece_count(&self) -> u32 {
+        piece_count(self.meta.borrow().length, self.piece_bytes)
+    }
+
+    /// Bytes of a piece.
+    pub fn piece_length(&self, number: u32) -> u32 {
+        piece_length(self.meta.borrow().length, self.piece_bytes, number)
+    }
+
+    /// The pieces on disk, as runs.
+    pub fn stored_runs(&self) -> Vec<PieceRun> {
+        let pieces = self.pieces.borrow();
+        let mut numbers: Vec<u32> =
+            pieces.iter().filter(|(_, state)| matches!(state, PieceState::Stored(_))).map(|(number, _)| *number).collect();
+        numbers.sort_unstable();
+        let mut runs: Vec<PieceRun> = Vec::new();
+        for number in numbers {
+            match runs.last_mut() {
+                Some(run) if run.first + run.count == number => run.count += 1,
+                _ => runs.push(PieceRun { first: number, count: 1 }),
+            }
+        }
+        runs
     }
 
     /// Forgets a piece on disk; gives its extents.
@@ -248,28 +376,52 @@ impl Version {
 
     /// Whether every piece is on disk.
     pub fn is_whole(&self) -> bool {
-        self.stored_count.get() == piece_count(self.meta.borrow().length, self.piece_bytes)
+        self.stored_count.get() == self.piece_count()
     }
 
-    /// Whether it is in the backend and nobody has it open.
+    /// Whether it may be forgotten now: nobody has it open.
     pub fn is_idle_clean(&self) -> bool {
-        self.state.get() == TaskState::Clean && !self.pin.is_shared()
+        self.is_clean() && !self.pin.is_shared()
+    }
+
+    /// Whether it may be forgotten: the backend has it, or another peer answers for it.
+    pub fn is_clean(&self) -> bool {
+        self.state.get() == TaskState::Clean
+    }
+
+    /// Whether someone here or elsewhere still reads it.
+    pub fn is_read(&self) -> bool {
+        self.pin.is_shared() || self.read_until_ms.get() > unix_ms()
+    }
+
+    /// Another peer reads it now and goes on for a while.
+    pub fn note_remote_reader(&self) {
+        let keep_ms = u64::try_from(REMOTE_READ_KEEP.as_millis()).unwrap_or(u64::MAX);
+        self.read_until_ms.set(unix_ms().saturating_add(keep_ms));
+    }
+
+    /// How it stands towards the backend.
+    pub fn standing(&self) -> Standing {
+        match (self.afar.get(), self.state.get()) {
+            (Some(Afar { state: VersionState::Clean, .. }), _) | (None, TaskState::Clean | TaskState::Deleted) => {
+                Standing::Clean
+            }
+            (Some(Afar { state: VersionState::Dirty, .. }), _) | (None, TaskState::Dirty) => Standing::Dirty,
+            (Some(Afar { state: VersionState::Ephemeral, .. }), _) | (None, TaskState::Ephemeral) => {
+                Standing::Ephemeral
+            }
+        }
     }
 
     /// What a client may know, and the pin that keeps it readable. `stale` when the backend could not be asked.
     pub fn open(&self, stale: bool) -> Opened {
-        let standing = match self.state.get() {
-            TaskState::Dirty => Standing::Dirty,
-            TaskState::Ephemeral => Standing::Ephemeral,
-            TaskState::Clean | TaskState::Deleted => Standing::Clean,
-        };
         Opened {
             task: self.task,
             stat: Stat {
                 meta: self.meta.borrow().clone(),
                 generation: self.generation,
                 piece_bytes: self.piece_bytes,
-                standing,
+                standing: self.standing(),
                 source: self.source(stale),
                 crc32: self.crc32,
                 pieces_local: self.stored_count.get(),
@@ -279,11 +431,13 @@ impl Version {
     }
 
     fn source(&self, stale: bool) -> Source {
-        match self.state.get() {
-            TaskState::Dirty => Source::Pending,
+        let afar = self.afar.get().filter(|_| !self.is_whole());
+        match (self.standing(), afar) {
+            (Standing::Dirty, None) => Source::Pending,
             _ if stale => Source::Stale,
-            _ if self.is_whole() => Source::Local,
-            _ => Source::Backend,
+            (_, Some(afar)) => afar.source,
+            (_, None) if self.is_whole() => Source::Local,
+            (_, None) => Source::Backend,
         }
     }
 }

@@ -139,6 +139,7 @@ fn status_of(error: &ObjectError) -> StatusCode {
         E::NoSpace(_) => StatusCode::INSUFFICIENT_STORAGE,
         E::Busy { .. } | E::VersionChanged(_) | E::ShuttingDown => StatusCode::SERVICE_UNAVAILABLE,
         E::BackendUnavailable(_) | E::BackendTimeout(_) => StatusCode::GATEWAY_TIMEOUT,
+        E::PeerUnavailable(_) | E::FewCopies { .. } => StatusCode::SERVICE_UNAVAILABLE,
         E::Poisoned | E::Internal(_) => StatusCode::INTERNAL_SERVER_ERROR,
     }
 }

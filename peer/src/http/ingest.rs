@@ -86,16 +86,16 @@ impl Ingest {
         Ok(())
     }
 
-    /// Writes what is left and makes the upload the object's current version. `mode` counts: a form may name it after
-    /// the file.
-    pub async fn finish(mut self, mode: WriteMode) -> Result<PutDone, ObjectError> {
+    /// Writes what is left and makes the upload the object's current version. `mode` and `replicas` count: a form may
+    /// name them after the file.
+    pub async fn finish(mut self, mode: WriteMode, replicas: Option<u16>) -> Result<PutDone, ObjectError> {
         if let Some(slot) = self.slot.take() {
             self.write(slot).await?;
         }
         while let Some(written) = self.writes.next().await {
             written?;
         }
-        self.upload.commit(CommitRequest { length: self.length, crc32: None, mode: Some(mode) }).await
+        self.upload.commit(CommitRequest { length: self.length, crc32: None, mode: Some(mode), replicas }).await
     }
 
     fn piece_bytes(&self) -> usize {

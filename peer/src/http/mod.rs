@@ -46,13 +46,13 @@ use crate::rt::net::Connection;
 pub struct HttpFace {
     engine: Engine,
     metrics: Metrics,
-    replicas_default: u32,
+    replicas_default: u16,
 }
 
 impl HttpFace {
     /// The face over this engine. `replicas_default` is what a write without `maxReplicas` asks for.
     pub fn new(engine: Engine, metrics: Metrics, replicas_default: u16) -> HttpFace {
-        HttpFace { engine, metrics, replicas_default: u32::from(replicas_default) }
+        HttpFace { engine, metrics, replicas_default }
     }
 
     /// What the provider means when it names no storage class.

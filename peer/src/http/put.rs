@@ -1,7 +1,7 @@
 //! PUT of an object: the multipart form of the original's clients, a plain body, or a copy within the bucket.
 
 use dfstore_proto::object::{ObjectMeta, WriteMode};
-use http::header::{self, HeaderValue};
+use http::header::{self, HeaderName, HeaderValue};
 use http::{HeaderMap, Request, StatusCode};
 use hyper::body::{Body, Incoming};
 
@@ -12,12 +12,12 @@ use crate::http::answer::{self, Answer, RequestError};
 use crate::http::form::{self, File, Form, Part};
 use crate::http::ingest::Ingest;
 use crate::http::route::{first, pairs};
-use crate::limits::OBJECT_BYTES_MAX;
+use crate::limits::{OBJECT_BYTES_MAX, REPLICAS_MAX};
 
 const OPERATION: &str = "x-dragonfly-object-operation";
 const ACK: &str = "x-dfs-ack";
-/// Most replicas that a request may ask for.
-const REPLICAS_MAX: u32 = 100;
+/// Seeds that keep a copy, or make one now, of those that were asked for.
+const X_DFS_REPLICAS: HeaderName = HeaderName::from_static("x-dfs-replicas");
 
 /// Whether a PUT asks for a copy.
 pub fn is_copy(headers: &HeaderMap) -> bool {
@@ -37,24 +37,33 @@ pub async fn copy(face: &HttpFace, target: &Target, request: &mut Request<Incomi
 
 /// Answers an upload.
 pub async fn put(face: &HttpFace, target: &Target, request: &mut Request<Incoming>) -> Result<Answer, RequestError> {
-    check_ack(request.headers())?;
+    let ack_peers = ack_of(face, request.headers())?;
     let content_type = content_type_of(request);
     let done = if form::is_multipart(content_type) {
-        put_form(face, target, request).await?
+        put_form(face, target, request, ack_peers).await?
     } else if form::is_urlencoded(content_type) || !has_body(request.headers()) {
         return Err(RequestError::Form("there is no file: send a multipart form with a part `file`, or a body".into()));
     } else {
-        put_plain(face, target, request).await?
+        put_plain(face, target, request, ack_peers).await?
     };
     let mut answer = answer::empty(StatusCode::OK);
     if let Ok(etag) = HeaderValue::from_str(&done.meta.etag) {
         answer.headers_mut().insert(header::ETAG, etag);
     }
+    let (kept, asked) = done.replicas;
+    if kept > 0 && let Ok(replicas) = HeaderValue::from_str(&format!("{kept}/{asked}")) {
+        answer.headers_mut().insert(X_DFS_REPLICAS, replicas);
+    }
     Ok(answer)
 }
 
-async fn put_plain(face: &HttpFace, target: &Target, request: &mut Request<Incoming>) -> Result<PutDone, RequestError> {
-    let mut options = PutOptions::default();
+async fn put_plain(
+    face: &HttpFace,
+    target: &Target,
+    request: &mut Request<Incoming>,
+    ack_peers: u16,
+) -> Result<PutDone, RequestError> {
+    let mut options = PutOptions { ack_peers, ..PutOptions::default() };
     for (name, value) in pairs(request.uri().query().unwrap_or_default())? {
         options.set(&name, &value)?;
     }
@@ -74,16 +83,21 @@ async fn put_plain(face: &HttpFace, target: &Target, request: &mut Request<Incom
     while let Some(bytes) = ingest.beside(form::next_data(body)).await?? {
         ingest.append(bytes).await?;
     }
-    Ok(ingest.finish(options.mode).await?)
+    Ok(ingest.finish(options.mode, options.replicas).await?)
 }
 
 /// Parts come in any order, as the original takes them.
-async fn put_form(face: &HttpFace, target: &Target, request: &mut Request<Incoming>) -> Result<PutDone, RequestError> {
+async fn put_form(
+    face: &HttpFace,
+    target: &Target,
+    request: &mut Request<Incoming>,
+    ack_peers: u16,
+) -> Result<PutDone, RequestError> {
     let content_type = content_type_of(request).to_owned();
     let body = request.body_mut();
     let length_max = announced(body)?.unwrap_or(OBJECT_BYTES_MAX);
     let mut form = Form::new(&content_type, body)?;
-    let mut options = PutOptions::default();
+    let mut options = PutOptions { ack_peers, ..PutOptions::default() };
     let mut ingest: Option<Ingest> = None;
     loop {
         let part = match &mut ingest {
@@ -105,7 +119,7 @@ async fn put_form(face: &HttpFace, target: &Target, request: &mut Request<Incomi
         }
     }
     let ingest = ingest.ok_or_else(|| RequestError::Form("the form has no part `file`".into()))?;
-    Ok(ingest.finish(options.mode).await?)
+    Ok(ingest.finish(options.mode, options.replicas).await?)
 }
 
 /// The length that the head announces, if it does.
@@ -127,7 +141,9 @@ async fn receive(ingest: &mut Ingest, file: &mut File<'_>) -> Result<(), Request
 struct PutOptions {
     mode: WriteMode,
     /// `None` is the configured default.
-    replicas: Option<u32>,
+    replicas: Option<u16>,
+    /// Peers that are to hold the object before the answer.
+    ack_peers: u16,
 }
 
 impl PutOptions {
@@ -153,19 +169,26 @@ impl PutOptions {
 
     fn request(self, face: &HttpFace, target: &Target, length: Option<u64>, meta: ObjectMeta) -> PutRequest {
         let replicas = self.replicas.unwrap_or(face.replicas_default);
-        PutRequest { target: target.clone(), mode: self.mode, replicas, length, meta }
+        let ack_peers = self.ack_peers;
+        PutRequest { target: target.clone(), mode: self.mode, replicas, ack_peers, length, meta }
     }
 }
 
-/// One peer alone can promise its own copy and no other.
-fn check_ack(headers: &HeaderMap) -> Result<(), ObjectError> {
-    let value = text_header(headers, ACK).trim();
+/// How many peers are to hold the object before the answer, if so many can.
+fn ack_of(face: &HttpFace, headers: &HeaderMap) -> Result<u16, ObjectError> {
+    face.engine.check_ack(ack_count(text_header(headers, ACK))?)
+}
+
+/// `local` or nothing (this peer), or `peers:K`.
+fn ack_count(value: &str) -> Result<u32, ObjectError> {
+    let value = value.trim();
     if value.is_empty() || value.eq_ignore_ascii_case("local") {
-        return Ok(());
+        return Ok(0);
     }
-    Err(ObjectError::InvalidArgument(format!(
-        "X-Dfs-Ack: {value} cannot be promised: this peer has no other peers; use `local` or leave it out"
-    )))
+    let count = value.strip_prefix("peers:").and_then(|count| count.trim().parse().ok()).filter(|count| *count > 0);
+    count.ok_or_else(|| {
+        ObjectError::InvalidArgument(format!("X-Dfs-Ack: {value} is not understood; use `local` or `peers:K`"))
+    })
 }
 
 fn has_body(headers: &HeaderMap) -> bool {
@@ -218,15 +241,20 @@ mod tests {
     }
 
     #[test]
-    fn only_a_local_acknowledgement_is_promised() {
-        for (value, accepted) in
-            [("", true), ("local", true), (" Local ", true), ("peers:1", false), ("peers:0", false), ("all", false)]
-        {
-            let mut headers = HeaderMap::new();
-            headers.insert(ACK, HeaderValue::from_str(value).expect("a value"));
-            assert_eq!(check_ack(&headers).is_ok(), accepted, "{value}");
+    fn an_acknowledgement_is_local_or_by_a_number_of_peers() {
+        let cases = [
+            ("", Some(0)),
+            ("local", Some(0)),
+            (" Local ", Some(0)),
+            ("peers:1", Some(1)),
+            ("peers: 3", Some(3)),
+            ("peers:0", None),
+            ("peers:", None),
+            ("all", None),
+        ];
+        for (value, expected) in cases {
+            assert_eq!(ack_count(value).ok(), expected, "{value}");
         }
-        assert!(check_ack(&HeaderMap::new()).is_ok());
     }
 
     #[test]

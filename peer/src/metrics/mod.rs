@@ -5,6 +5,7 @@
 //! from what a client sends, so the number of series is bounded.
 
 mod backend;
+mod peers;
 mod process;
 mod requests;
 mod series;
@@ -26,6 +27,7 @@ use crate::rt::arena::{Arena, Holder};
 use crate::rt::time::unix_ms;
 
 pub use backend::{BackendOperation, BackendOutcome};
+pub use peers::{LinkGuard, PeerFailure};
 pub use requests::{Face, Operation, RequestTimer, STATUS_ABORTED};
 pub use shard::{CacheSize, ConnectionGuard, ShardMetrics, WriteBackState};
 
@@ -43,6 +45,7 @@ struct Inner {
     registry: Registry,
     requests: requests::RequestMetrics,
     backend: backend::BackendMetrics,
+    peers: peers::PeerMetrics,
     shards: Vec<ShardMetrics>,
     process: process::ProcessMetrics,
     served_bytes: Series<Counter>,
@@ -57,6 +60,8 @@ struct Inner {
     catalog_changes: Counter,
     catalog_commit_duration: DurationHistogram,
     store_poisoned: Gauge,
+    cluster_nodes: Series<Gauge>,
+    gossip_refused: Counter,
 }
 
 impl Metrics {
@@ -77,6 +82,7 @@ impl Metrics {
         let catalog_commit_duration = DurationHistogram::default();
         let help = "Time of a catalog transaction, its sync included";
         registry.register("dfstore_catalog_commit_duration_seconds", help, catalog_commit_duration.clone());
+        let gossip_refused = counter(&mut registry, "dfstore_gossip_refused", "Datagrams of strangers, dropped");
         let served = "Object bytes sent to clients, by where they came from";
         let received = "Object bytes received from clients, by face";
         let attempts = "Attempts to write a dirty object to the backend, by outcome";
@@ -84,6 +90,7 @@ impl Metrics {
         Metrics(Arc::new(Inner {
             requests: requests::RequestMetrics::new(&mut registry, host),
             backend: backend::BackendMetrics::new(&mut registry),
+            peers: peers::PeerMetrics::new(&mut registry),
             shards: shard::register(&mut registry, shards),
             process: process::ProcessMetrics::new(&mut registry),
             served_bytes: Series::new(&mut registry, "dfstore_served_bytes", served, SOURCES),
@@ -98,6 +105,8 @@ impl Metrics {
             catalog_changes,
             catalog_commit_duration,
             store_poisoned,
+            cluster_nodes: Series::new(&mut registry, "dfstore_cluster_nodes", "Live nodes of the cluster, by role", 2),
+            gossip_refused,
             registry,
         }))
     }
@@ -165,6 +174,18 @@ impl Metrics {
     /// A sync failed: the store takes no more writes.
     pub fn set_poisoned(&self) {
         self.0.store_poisoned.set(1);
+    }
+
+    /// How many nodes of the cluster are alive, and how many of them are seeds.
+    pub fn set_cluster_nodes(&self, live: usize, seeds: usize) {
+        for (index, role, count) in [(0, "peer", live.saturating_sub(seeds)), (1, "seed", seeds)] {
+            self.0.cluster_nodes.at(index, || vec![("role", role.into())]).set(signed(count as u64));
+        }
+    }
+
+    /// A datagram that no node of this cluster sent was dropped.
+    pub fn gossip_refused(&self) {
+        self.0.gossip_refused.inc();
     }
 
     /// The quota of the store.

@@ -69,6 +69,8 @@ struct ShardCounters {
     fetches_joined: Counter,
     crc_failures: Counter,
     quarantined: Counter,
+    parents_avoided: Counter,
+    copies_made: Counter,
     mailbox_messages: Gauge,
     pub(super) connections: [Gauge; Face::COUNT],
 }
@@ -93,6 +95,11 @@ pub(super) fn register(registry: &mut Registry, count: usize) -> Vec<ShardMetric
     let fetches_joined = each.counters("dfstore_fetches_joined", "Requests that joined a fetch already under way");
     let crc_failures = each.counters("dfstore_crc_failures", "Pieces whose checksum was wrong when read from disk");
     let quarantined = each.counters("dfstore_quarantined_pieces", "Pieces taken out of use for a wrong checksum");
+    let parents_avoided = each.counters(
+        "dfstore_parents_avoided",
+        "Times that a peer was left alone for a while because it sent wrong bytes, nothing, or too slowly",
+    );
+    let copies_made = each.counters("dfstore_replicas_made", "Copies of objects that this seed has come to keep");
     let mailbox_messages = each.gauges("dfstore_mailbox_messages", "Messages that wait in the shard's mailbox");
     (0..count)
         .map(|shard| {
@@ -113,6 +120,8 @@ pub(super) fn register(registry: &mut Registry, count: usize) -> Vec<ShardMetric
                 fetches_joined: fetches_joined[shard].clone(),
                 crc_failures: crc_failures[shard].clone(),
                 quarantined: quarantined[shard].clone(),
+                parents_avoided: parents_avoided[shard].clone(),
+                copies_made: copies_made[shard].clone(),
                 mailbox_messages: mailbox_messages[shard].clone(),
                 connections,
             }))
@@ -151,6 +160,16 @@ impl ShardMetrics {
     pub fn piece_quarantined(&self) {
         self.0.crc_failures.inc();
         self.0.quarantined.inc();
+    }
+
+    /// Peers were left alone for what they did, so many times.
+    pub fn parents_avoided(&self, times: u64) {
+        self.0.parents_avoided.inc_by(times);
+    }
+
+    /// A copy of an object is whole and durable here.
+    pub fn copy_made(&self) {
+        self.0.copies_made.inc();
     }
 
     /// Messages in the shard's mailbox now.

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use dfstore_proto::object::Source;
 
-use super::{BackendOperation, BackendOutcome, CacheSize, Face, Metrics, Operation, WriteBackState};
+use super::{BackendOperation, BackendOutcome, CacheSize, Face, Metrics, Operation, PeerFailure, WriteBackState};
 use crate::rt::arena::{Arena, Holder};
 use crate::rt::time::unix_ms;
 
@@ -90,6 +90,22 @@ fn shards_and_backend_are_labelled() {
 }
 
 #[test]
+fn traffic_between_peers_is_counted() {
+    let metrics = Metrics::new(1, "");
+    let link = metrics.peer_link();
+    metrics.peer_fetched(10);
+    metrics.peer_sent(11);
+    metrics.peer_failed(PeerFailure::WrongBytes);
+    let text = metrics.encode();
+    assert_eq!(value(&text, "dfstore_peer_links"), 1.0);
+    assert_eq!(value(&text, "dfstore_peer_fetched_bytes_total"), 10.0);
+    assert_eq!(value(&text, "dfstore_peer_sent_bytes_total"), 11.0);
+    assert_eq!(value(&text, "dfstore_peer_failures_total{kind=\"wrong_bytes\"}"), 1.0);
+    drop(link);
+    assert_eq!(value(&metrics.encode(), "dfstore_peer_links"), 0.0);
+}
+
+#[test]
 fn oldest_dirty_age_is_that_of_the_oldest_shard_at_the_time_of_asking() {
     let metrics = Metrics::new(2, "");
     assert_eq!(value(&metrics.encode(), "dfstore_dirty_oldest_age_seconds"), 0.0);
@@ -130,6 +146,8 @@ fn one_of_each() -> Metrics {
     metrics.backend_started();
     metrics.backend_finished(BackendOperation::Put, BackendOutcome::Ok, Duration::ZERO);
     metrics.writeback_attempted(true);
+    metrics.peer_failed(PeerFailure::Silent);
+    metrics.set_cluster_nodes(2, 1);
     metrics.watch_arena(Arena::new(64 << 20).expect("64 MiB can be mapped"));
     metrics
 }

@@ -7,13 +7,14 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
+use std::net::IpAddr;
 use std::rc::Rc;
 use std::time::Instant;
 
 use bytes::{Bytes, BytesMut};
 use dfstore_proto::error::{ErrorCode, ErrorReply};
 use dfstore_proto::frame::{PieceHead, RequestId};
-use dfstore_proto::message::Message;
+use dfstore_proto::message::{Message, Role};
 use dfstore_proto::session::{Event as Incident, SendError, Session, SessionError};
 use event_listener::Event;
 
@@ -23,6 +24,7 @@ use crate::native::objects::Pins;
 use crate::native::put::Puts;
 use crate::native::read::Reads;
 use crate::native::watch::Waiting;
+use crate::rt::net::Door;
 
 /// The connection is at its end: whoever works for it stops.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,6 +33,10 @@ pub(super) struct Gone;
 /// The shared state of one connection.
 pub(super) struct Link {
     pub context: Context,
+    /// Which listener the connection came in by, and where from.
+    pub door: Door,
+    pub remote: IpAddr,
+    role: Cell<Role>,
     session: RefCell<Session>,
     queue: RefCell<VecDeque<Frame>>,
     /// Credits for the client that the writer has not announced yet.
@@ -65,9 +71,12 @@ struct Frame {
 }
 
 impl Link {
-    pub fn new(context: Context) -> Rc<Link> {
+    pub fn new(context: Context, door: Door, remote: IpAddr) -> Rc<Link> {
         Rc::new(Link {
             context,
+            door,
+            remote,
+            role: Cell::new(Role::Client),
             session: RefCell::new(Session::accepting()),
             queue: RefCell::new(VecDeque::new()),
             to_grant: Cell::new(0),
@@ -88,6 +97,16 @@ impl Link {
     /// Gives received bytes to the session, up to the next incident.
     pub fn receive(&self, input: &mut &[u8]) -> Result<Option<Incident>, SessionError> {
         self.session.borrow_mut().receive(input)
+    }
+
+    /// What the other side is. A client, until HELLO said more and was believed.
+    pub fn role(&self) -> Role {
+        self.role.get()
+    }
+
+    /// The other side was admitted as this.
+    pub fn set_role(&self, role: Role) {
+        self.role.set(role);
     }
 
     /// Looks at the session.

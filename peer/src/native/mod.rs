@@ -1,13 +1,17 @@
-//! The native face: sessions of the command line (and, later, of peers) over the protocol of `dfstore-proto`.
+//! The native face: sessions of the command line and of other peers over the protocol of `dfstore-proto`.
 //!
 //! | file | what |
 //! |---|---|
 //! | `session` | one connection: frames in, frames out |
+//! | `admission` | who may speak here, and as what |
 //! | `link` | what the tasks of one connection share: session state, outgoing queue, credits |
 //! | `watch` | silence, stalls, idleness, stopping: when a connection is ended, and how |
 //! | `objects` | STAT, OPEN, LIST, DELETE, COPY, CREATE_BUCKET |
 //! | `read` | READ: pieces to the client |
 //! | `put` | PUT_BEGIN to PUT_DONE: pieces from the client |
+//! | `fetch` | FETCH: pieces to other peers |
+//! | `peers` | what else peers ask, and what people ask about the cluster |
+//! | `overview` | what people ask about the whole cluster |
 //! | `answer` | the engine's words in the protocol's |
 //!
 //! A face owns no data: it speaks to [`Engine`] only, and piece bytes pass through it as arena slots that are received
@@ -18,17 +22,23 @@
 //! [`NATIVE_QUEUE_FRAMES_MAX`](crate::limits::NATIVE_QUEUE_FRAMES_MAX) answers, and as many slots as credits were
 //! granted to it or, for what it reads, as the limits named `NATIVE_..` allow.
 
+mod admission;
 mod answer;
+mod fetch;
 mod link;
 mod objects;
+mod overview;
+mod peers;
 mod put;
 mod read;
 mod session;
 mod watch;
 
+pub use admission::ClusterFace;
 pub use session::serve;
 
 use std::rc::Rc;
+use std::sync::Arc;
 
 use dfstore_proto::ids::TaskId;
 use dfstore_proto::limits::{FRAME_HEADER_BYTES, HELLO_BYTES_MAX, PREFACE_BYTES};
@@ -50,8 +60,17 @@ pub struct Context {
     pub metrics: Metrics,
     /// Shards of the process.
     pub shards: usize,
-    /// The name of this node, told to clients.
+    /// The name of this node, told to clients where it is not part of a cluster.
     pub node: Rc<str>,
+    /// The cluster that this node is a part of.
+    pub cluster: Option<Arc<ClusterFace>>,
+}
+
+impl Context {
+    /// The name of this node.
+    pub fn name(&self) -> &str {
+        self.cluster.as_ref().map_or(&self.node, |cluster| cluster.node())
+    }
 }
 
 /// Which shard a connection belongs to.

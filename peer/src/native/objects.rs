@@ -13,11 +13,11 @@ use std::rc::Rc;
 use dfstore_proto::error::{ErrorCode, ErrorReply};
 use dfstore_proto::frame::RequestId;
 use dfstore_proto::ids::TaskId;
-use dfstore_proto::message::{self, Done, ListOk, ListPage, Message, VersionInfo, VersionState};
+use dfstore_proto::message::{self, Done, ListOk, ListPage, Message, VersionState};
 use dfstore_proto::object::WriteMode;
 use futures_util::future::{Either, select};
 
-use crate::engine::request::{self, ListRequest, Standing, Stat, Target};
+use crate::engine::request::{self, ListRequest, Target};
 use crate::engine::{Reader, target_of};
 use crate::limits::{LIST_LIMIT_MAX, NATIVE_PINS_MAX};
 use crate::metrics::{Face, Operation};
@@ -106,13 +106,13 @@ pub(super) async fn or_gone<T>(link: &Link, work: impl Future<Output = T>) -> Re
 async fn stat(link: &Link, asked: message::Stat) -> Answer {
     let target = target_from(&asked.target)?;
     let stat = link.context.engine.stat(&target, asked.fresh).await.map_err(|error| error_reply(&error))?;
-    Ok(Message::StatOk(version_info(target.task, &stat)))
+    Ok(Message::StatOk(stat.to_info(target.task)))
 }
 
 async fn open(link: &Link, asked: message::Open) -> Answer {
     let target = target_from(&asked.target)?;
     let reader = link.context.engine.open(&target, asked.no_cache).await.map_err(|error| error_reply(&error))?;
-    let info = version_info(target.task, reader.stat());
+    let info = reader.stat().to_info(target.task);
     link.pins.keep(target.task, reader);
     Ok(Message::OpenOk(info))
 }
@@ -131,7 +131,7 @@ async fn copy(link: &Link, asked: message::Copy) -> Answer {
     }
     let (source, target) = (target_from(&asked.source)?, target_from(&asked.target)?);
     let stat = link.context.engine.copy(&source, &target).await.map_err(|error| error_reply(&error))?;
-    Ok(Message::CopyOk(version_info(target.task, &stat)))
+    Ok(Message::CopyOk(stat.to_info(target.task)))
 }
 
 async fn create_bucket(link: &Link, asked: message::CreateBucket) -> Answer {
@@ -184,7 +184,7 @@ fn page_from(page: request::ListPage) -> ListOk {
     all
 }
 
-fn list_entry(entry: request::ListEntry) -> message::ListEntry {
+pub(super) fn list_entry(entry: request::ListEntry) -> message::ListEntry {
     message::ListEntry {
         key: entry.key,
         length: entry.meta.length,
@@ -204,23 +204,6 @@ pub(super) fn target_from(target: &message::Target) -> Result<Target, ErrorReply
         return Err(ErrorReply::new(ErrorCode::Unsupported, "an object with query parameters is not supported"));
     }
     Ok(plain)
-}
-
-fn version_info(task: TaskId, stat: &Stat) -> VersionInfo {
-    VersionInfo {
-        task,
-        generation: stat.generation,
-        meta: stat.meta.clone(),
-        piece_bytes: stat.piece_bytes,
-        state: match stat.standing {
-            Standing::Clean => VersionState::Clean,
-            Standing::Dirty => VersionState::Dirty,
-            Standing::Ephemeral => VersionState::Ephemeral,
-        },
-        source: stat.source,
-        crc32: stat.crc32,
-        pieces_local: stat.pieces_local,
-    }
 }
 
 #[cfg(test)]

@@ -21,7 +21,7 @@ use event_listener::Event;
 
 use crate::engine::request::{self, CommitRequest, PutRequest, Standing, piece_count};
 use crate::engine::{ObjectError, Upload};
-use crate::limits::INGEST_WINDOW_PIECES;
+use crate::limits::{INGEST_WINDOW_PIECES, REPLICAS_DEFAULT, REPLICAS_MAX};
 use crate::metrics::{Face, Operation, RequestTimer};
 use crate::native::answer::{error_reply, status_of};
 use crate::native::link::{Gone, Link};
@@ -86,7 +86,7 @@ pub(super) fn begin(link: &Rc<Link>, request: RequestId, asked: PutBegin) {
     let link = link.clone();
     spawn_local(async move {
         let timer = link.context.metrics.request(Face::Native, Operation::Put);
-        let opened = match put_request(asked) {
+        let opened = match put_request(&link, asked) {
             Ok(put) => {
                 let task = put.target.task;
                 let upload = link.context.engine.put(put).await;
@@ -108,15 +108,21 @@ pub(super) fn join(link: &Rc<Link>, request: RequestId, asked: PutJoin) {
     });
 }
 
-fn put_request(asked: PutBegin) -> Result<PutRequest, ErrorReply> {
-    if asked.ack_peers > 0 {
-        let why = "this peer stands alone: it cannot wait for copies on other peers";
-        return Err(ErrorReply::new(ErrorCode::Unsupported, why));
-    }
+fn put_request(link: &Link, asked: PutBegin) -> Result<PutRequest, ErrorReply> {
+    let ack_peers = link.context.engine.check_ack(asked.ack_peers).map_err(|error| error_reply(&error))?;
+    let replicas = match u16::try_from(asked.max_replicas).ok().filter(|replicas| *replicas <= REPLICAS_MAX) {
+        Some(0) => REPLICAS_DEFAULT,
+        Some(replicas) => replicas,
+        None => {
+            let why = format!("{} replicas are asked for; allowed are 1 to {REPLICAS_MAX}", asked.max_replicas);
+            return Err(ErrorReply::new(ErrorCode::InvalidArgument, why));
+        }
+    };
     Ok(PutRequest {
         target: target_from(&asked.target)?,
         mode: asked.mode,
-        replicas: asked.max_replicas,
+        replicas,
+        ack_peers,
         length: asked.length,
         meta: asked.meta,
     })
@@ -284,7 +290,7 @@ async fn commit(upload: &Upload, asked: PutCommit) -> Result<PutDone, ErrorReply
         let why = format!("{} bytes are {pieces} pieces, not {}", asked.length, asked.pieces);
         return Err(ErrorReply::new(ErrorCode::InvalidArgument, why));
     }
-    let commit = CommitRequest { length: asked.length, crc32: Some(asked.crc32), mode: None };
+    let commit = CommitRequest { length: asked.length, crc32: Some(asked.crc32), mode: None, replicas: None };
     let done = upload.commit(commit).await;
     done.map(put_done).map_err(|error| error_reply(&error))
 }
@@ -294,6 +300,6 @@ fn put_done(done: request::PutDone) -> PutDone {
         generation: done.generation,
         etag: done.meta.etag,
         written_to: if done.standing == Standing::Clean { WrittenTo::Backend } else { WrittenTo::Local },
-        replicas: 1,
+        replicas: done.copies.into(),
     }
 }

@@ -12,7 +12,6 @@ use std::rc::Rc;
 use std::time::Instant;
 
 use dfstore_proto::decoder::Need;
-use dfstore_proto::error::{ErrorCode, ErrorReply};
 use dfstore_proto::frame::RequestId;
 use dfstore_proto::limits::{FRAME_HEADER_BYTES, REQUESTS_MAX, VERSION_MAX};
 use dfstore_proto::message::{Hello, HelloAck, Message, Role};
@@ -21,10 +20,11 @@ use futures_util::future::{Either, join, select};
 
 use crate::limits::{LINGER_BYTES_MAX, NATIVE_CREDITS, PIECE_BYTES};
 use crate::metrics::Face;
+use crate::native::admission::admit;
 use crate::native::link::{Gone, Link};
 use crate::native::watch::{Waiting, watch};
-use crate::native::{Context, objects, put, read};
-use crate::rt::net::Connection;
+use crate::native::{Context, fetch, objects, peers, put, read};
+use crate::rt::net::{Connection, Door};
 use crate::rt::stream::{Incoming, Outgoing, Pulse, split};
 
 /// What this program calls itself.
@@ -33,9 +33,11 @@ const AGENT: &str = concat!("dfstore-peer/", env!("CARGO_PKG_VERSION"));
 /// Serves a connection that speaks the native protocol, to its end. What was read from it already is replayed first.
 /// When `stop` completes, the client is told to go away and what is in flight is finished.
 pub async fn serve(connection: Connection, context: Context, stop: impl Future<Output = ()>) {
-    let _open = context.metrics.shard(context.engine.shard()).connection(Face::Native);
+    let (door, remote) = (connection.door().unwrap_or(Door::Api), connection.remote().ip());
+    let shard = context.metrics.shard(context.engine.shard());
+    let _open = (door == Door::Api).then(|| shard.connection(Face::Native));
     let (incoming, outgoing, pulse) = split(connection);
-    let link = Link::new(context);
+    let link = Link::new(context, door, remote);
     let traffic = pin!(join(receive(&link, incoming), send(&link, outgoing, &pulse)));
     if let Either::Right((_, traffic)) = select(traffic, pin!(watch(&link, &pulse, stop))).await {
         // The socket is cut: both loops find that out at once.
@@ -149,13 +151,16 @@ async fn handle(link: &Rc<Link>, incoming: &mut Incoming, event: Event) -> Resul
 
 fn accept(link: &Link, hello: Hello) {
     tracing::debug!(agent = %hello.agent, route = ?hello.route, "native session");
-    if hello.role == Role::Peer {
-        return link.close(ErrorReply::new(ErrorCode::Unsupported, "this peer is not part of a cluster"));
+    let cluster = link.context.cluster.as_deref();
+    if let Err(reply) = admit(&hello, link.door, cluster, link.remote) {
+        return link.close(reply);
     }
+    link.set_role(hello.role);
     let engine = &link.context.engine;
     let ack = HelloAck {
+        // The session puts the common version here.
         version: VERSION_MAX,
-        node: link.context.node.to_string(),
+        node: cluster.map_or_else(|| link.context.node.to_string(), |cluster| cluster.node().to_string()),
         agent: AGENT.to_owned(),
         shards: u16::try_from(link.context.shards).expect("at most SHARDS_MAX"),
         shard: u16::try_from(engine.shard()).expect("at most SHARDS_MAX"),
@@ -175,6 +180,8 @@ fn begin(link: &Rc<Link>, request: RequestId, message: Message) {
         Message::Read(asked) => read::begin(link, request, asked),
         Message::PutBegin(asked) => put::begin(link, request, asked),
         Message::PutJoin(asked) => put::join(link, request, asked),
+        Message::Fetch(asked) if link.role() == Role::Peer => fetch::begin(link, request, asked),
+        other if peers::is_of_cluster(&other) => peers::begin(link, request, other),
         other => objects::begin(link, request, other),
     }
 }

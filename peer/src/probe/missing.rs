@@ -213,7 +213,10 @@ fn port_reason(error: &io::Error) -> String {
 fn port_hint(address: SocketAddr, key: &str, error: &io::Error) -> String {
     let port = address.port();
     match error.kind() {
-        io::ErrorKind::AddrInUse => format!("see who has it (ss -ltnp 'sport = :{port}') and stop it, or change {key}"),
+        io::ErrorKind::AddrInUse => {
+            let kind = if key == "gossip.listen" { 'u' } else { 't' };
+            format!("see who has it (ss -l{kind}np 'sport = :{port}') and stop it, or change {key}")
+        }
         io::ErrorKind::AddrNotAvailable => {
             format!("name an address of this machine (ip address), or 0.0.0.0, in {key}")
         }

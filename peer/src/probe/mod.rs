@@ -4,6 +4,7 @@
 //! what is missing, where, and what to do. All that is missing is told at once. Owns the lock of the data folder from
 //! then on. Called by `main`; knows the configuration's structs and the kernel, no component.
 
+pub mod address;
 mod data_folder;
 mod missing;
 mod ports;
@@ -14,7 +15,7 @@ use std::io;
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-use crate::config::{Config, units::show_size};
+use crate::config::{ClusterOptions, Config, units::show_size};
 use crate::limits::{LOCKED_MEMORY_BYTES_MIN, OPEN_FILES_MIN};
 use crate::rt::probe::try_io_uring;
 
@@ -31,6 +32,8 @@ pub struct Ready {
     pub lock: DataLock,
     /// The port of the object API: the first free one, or 0 where the system shall choose.
     pub port: u16,
+    /// The same of the port for other peers, in a cluster.
+    pub peer_port: Option<u16>,
     /// Things the user should know that do not stop the start.
     pub warnings: Vec<String>,
 }
@@ -55,15 +58,26 @@ pub fn run(config: &Config) -> Result<Ready, ProbeError> {
             None
         }
     };
-    let port = ports::first_free(config.http.listen, &config.http.ports);
+    let port = ports::first_free(config.http.listen, &config.http.ports, "objectStorage.tcpListen");
     let port = port.map_err(|found| missing.push(found)).ok();
+    let peer_port = config.cluster.as_ref().and_then(|cluster| check_cluster(cluster, &mut missing));
     if let Some(address) = config.metrics.listen {
         missing.extend(ports::try_bind(address, "metrics.listen").err());
     }
     match (lock, port) {
-        (Some(lock), Some(port)) if missing.is_empty() => Ok(Ready { lock, port, warnings }),
+        (Some(lock), Some(port)) if missing.is_empty() => Ok(Ready { lock, port, peer_port, warnings }),
         _ => Err(ProbeError { missing }),
     }
+}
+
+/// Tries the listeners of a node of a cluster. Gives the first free port for other peers.
+fn check_cluster(cluster: &ClusterOptions, missing: &mut Vec<Missing>) -> Option<u16> {
+    let port = ports::first_free(cluster.peer.listen, &cluster.peer.ports, "peer.port");
+    if let Some(address) = cluster.manager_listen {
+        missing.extend(ports::try_bind(address, "manager.listen").err());
+    }
+    missing.extend(ports::try_bind_udp(cluster.gossip.listen, "gossip.listen").err());
+    port.map_err(|found| missing.push(found)).ok()
 }
 
 fn kernel_release() -> String {

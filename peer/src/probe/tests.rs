@@ -1,7 +1,7 @@
 //! Checks that can be made to fail without another process; the others are in `peer/tests/startup.rs`.
 
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, TcpListener};
+use std::net::{IpAddr, Ipv4Addr, TcpListener, UdpSocket};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
@@ -69,17 +69,52 @@ fn the_first_free_port_of_a_range_is_taken() {
     let local = IpAddr::V4(Ipv4Addr::LOCALHOST);
     let taken = TcpListener::bind((local, 0)).expect("free");
     let port = taken.local_addr().expect("bound").port();
-    let missing = ports::first_free(local, &(port..=port)).expect_err("in use");
-    assert!(
-        missing.to_string().contains(&format!("cannot listen on 127.0.0.1:{port} (objectStorage.tcpListen): in use"))
-    );
+    let missing = ports::first_free(local, &(port..=port), "some.key").expect_err("in use");
+    assert!(missing.to_string().contains(&format!("cannot listen on 127.0.0.1:{port} (some.key): in use")));
     assert!(missing.hint().contains("ss -ltnp"), "{}", missing.hint());
     if port < u16::MAX {
         // Another process may take any of them, but hardly all.
-        assert!(ports::first_free(local, &(port..=u16::MAX)).expect("one is free") > port);
+        assert!(ports::first_free(local, &(port..=u16::MAX), "some.key").expect("one is free") > port);
     }
-    let elsewhere = ports::first_free(IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1)), &(1024..=65535)).expect_err("not ours");
+    let foreign = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1));
+    let elsewhere = ports::first_free(foreign, &(1024..=65535), "some.key").expect_err("not ours");
     assert!(elsewhere.to_string().contains("this machine does not have the address"), "{elsewhere}");
+}
+
+#[test]
+fn every_port_of_a_node_that_is_taken_is_named() {
+    let folder = tempfile::tempdir().expect("made");
+    let local = (Ipv4Addr::LOCALHOST, 0);
+    let (peer, manager) = (TcpListener::bind(local).expect("free"), TcpListener::bind(local).expect("free"));
+    let gossip = UdpSocket::bind(local).expect("free");
+    let text = format!(
+        "objectStorage: {{ enable: true, name: s3, tcpListen: {{ listen: 127.0.0.1, port: 0 }} }}\n\
+         storage: {{ dataPath: {}, capacity: 64MiB }}\nmemory: {{ budget: 64MiB }}\n\
+         cluster: {{ name: demo, token: 12345678 }}\npeer: {{ listen: 127.0.0.1, port: {} }}\n\
+         manager: {{ listen: '{}' }}\ngossip: {{ listen: '{}' }}\n",
+        folder.path().display(),
+        peer.local_addr().expect("bound").port(),
+        manager.local_addr().expect("bound"),
+        gossip.local_addr().expect("bound"),
+    );
+    let config = Config::parse("test", &text, &Overrides::default()).expect("valid");
+    let error = run(&config).expect_err("all three are taken");
+    let keys: Vec<_> = error
+        .missing
+        .iter()
+        .map(|missing| match missing {
+            Missing::Port { key, .. } => *key,
+            other => panic!("{other}"),
+        })
+        .collect();
+    assert_eq!(keys, ["manager.listen", "gossip.listen", "peer.port"]);
+    assert!(error.missing[1].hint().contains("ss -lunp"), "{}", error.missing[1].hint());
+    drop((manager, gossip));
+    let free = run(&config).expect_err("the peer's own port is taken still");
+    assert_eq!(free.missing.len(), 1);
+    drop(peer);
+    let port = *config.cluster.as_ref().expect("given").peer.ports.start();
+    assert_eq!(run(&config).expect("all is free").peer_port, Some(port));
 }
 
 #[test]

@@ -336,7 +336,7 @@ mod tests {
     use hyper::service::service_fn;
 
     use super::*;
-    use crate::rt::net::{Listener, bind_shared};
+    use crate::rt::net::{Door, Listener, bind_shared};
     use crate::rt::shard::block_on;
 
     struct Blind;
@@ -369,7 +369,7 @@ mod tests {
                 }
             };
             let accept = |connection| found.try_send(connection).unwrap_or_else(|_| panic!("one connection"));
-            Listener::new(listener).expect("taken over").accept_until(stop, accept).await;
+            Listener::new(listener, Door::Api).expect("taken over").accept_until(stop, accept).await;
             let mut connection: Connection = next.recv().expect("accepted");
             connection.read_until(opening, |_| None::<()>).await.expect("the opening came");
             let io = HyperIo::new(connection, Blind).expect("taken over");

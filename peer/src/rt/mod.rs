@@ -6,8 +6,10 @@
 pub mod arena;
 pub mod file;
 pub mod hyper_io;
+pub mod interfaces;
 pub mod mailbox;
 pub mod net;
+pub mod permits;
 pub mod probe;
 pub mod shard;
 pub mod stream;

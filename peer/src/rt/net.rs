@@ -3,7 +3,8 @@
 //! Every shard has a listener of its own on the same port (`SO_REUSEPORT`), so the kernel spreads connections without
 //! a lock. The first bytes of a [`Connection`] are read into its `prefix` until they say which shard owns the task;
 //! then the connection stays or moves there as a [`Handed`], once, with the bytes already read. Whoever serves it
-//! replays the prefix first. Nothing here knows a protocol: the caller's function decides when enough was read.
+//! replays the prefix first. Nothing here knows a protocol: the caller's function decides when enough was read, and
+//! what it means to have come in by one [`Door`] or another is its business too.
 
 use std::future::Future;
 use std::io;
@@ -17,7 +18,7 @@ use futures_util::future::{Either, select};
 use monoio::io::AsyncReadRent;
 
 use crate::limits::{ACCEPT_BACKLOG, OPENING_READ_BYTES};
-use crate::rt::time::sleep;
+use crate::rt::time::{Elapsed, sleep, timeout};
 
 /// Pause after a failed accept. Nearly always the process is out of descriptors, and trying again at once would spin.
 const ACCEPT_RETRY_DELAY: Duration = Duration::from_millis(50);
@@ -70,18 +71,33 @@ fn socket_for(address: SocketAddr) -> io::Result<socket2::Socket> {
     Ok(socket)
 }
 
+/// Which listener a connection came in by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Door {
+    /// The one for clients.
+    Api,
+    /// The one for the other peers of the cluster.
+    Peer,
+    /// The one for peers that want the backend's configuration.
+    Manager,
+}
+
 /// A listener on this shard.
-pub struct Listener(monoio::net::TcpListener);
+pub struct Listener {
+    listener: monoio::net::TcpListener,
+    door: Door,
+}
 
 impl Listener {
     /// Takes over a bound listener on this shard.
-    pub fn new(listener: TcpListener) -> io::Result<Listener> {
-        monoio::net::TcpListener::from_std(listener).map(Listener)
+    pub fn new(listener: TcpListener, door: Door) -> io::Result<Listener> {
+        let listener = monoio::net::TcpListener::from_std(listener)?;
+        Ok(Listener { listener, door })
     }
 
     /// Where it listens.
     pub fn local_addr(&self) -> io::Result<SocketAddr> {
-        self.0.local_addr()
+        self.listener.local_addr()
     }
 
     /// Gives each new connection to `accepted` until `stop` completes. `accepted` must not wait: it spawns.
@@ -90,9 +106,9 @@ impl Listener {
         loop {
             // One accept lives on across wake-ups: monoio 0.2.4 leaks the descriptor of a cancelled one. Only the
             // last is cancelled, when this shard stops for good.
-            let accept = std::pin::pin!(self.0.accept());
+            let accept = std::pin::pin!(self.listener.accept());
             match select(accept, stop.as_mut()).await {
-                Either::Left((Ok((stream, remote)), _)) => accepted(Connection::new(stream, remote)),
+                Either::Left((Ok((stream, remote)), _)) => accepted(Connection::new(stream, remote, Some(self.door))),
                 Either::Left((Err(error), _)) => {
                     tracing::warn!(%error, "cannot accept connections");
                     sleep(ACCEPT_RETRY_DELAY).await;
@@ -108,6 +124,7 @@ pub struct Connection {
     stream: monoio::net::TcpStream,
     prefix: BytesMut,
     remote: SocketAddr,
+    door: Option<Door>,
 }
 
 /// A connection on its way to another shard.
@@ -115,11 +132,48 @@ pub struct Handed {
     stream: TcpStream,
     prefix: BytesMut,
     remote: SocketAddr,
+    door: Option<Door>,
+}
+
+/// Connects to `address` within `limit`.
+pub async fn connect(address: SocketAddr, limit: Duration) -> io::Result<Connection> {
+    let domain = socket2::Domain::for_address(address);
+    let socket = socket2::Socket::new(domain, socket2::Type::STREAM, Some(socket2::Protocol::TCP))?;
+    socket.set_nonblocking(true)?;
+    match socket.connect(&address.into()) {
+        Err(error) if error.raw_os_error() != Some(libc::EINPROGRESS) => return Err(error),
+        Ok(()) | Err(_) => {}
+    }
+    let stream = monoio::net::TcpStream::from_std(socket.into())?;
+    finish_connecting(&stream, limit).await?;
+    Ok(Connection::new(stream, address, None))
+}
+
+async fn finish_connecting(stream: &monoio::net::TcpStream, limit: Duration) -> io::Result<()> {
+    // SAFETY: the descriptor stays open while `stream` is borrowed.
+    let fd = unsafe { BorrowedFd::borrow_raw(stream.as_raw_fd()) };
+    let mut ready = std::pin::pin!(stream.writable(false));
+    match timeout(limit, ready.as_mut()).await {
+        Ok(ready) => ready?,
+        Err(Elapsed) => {
+            // Shut down, the socket gives up connecting, and the operation ends by itself: none is dropped half done,
+            // because monoio 0.2.4 is not to be trusted with that.
+            let _ = rustix::net::shutdown(fd, rustix::net::Shutdown::Both);
+            let _ = ready.await;
+            return Err(io::Error::new(io::ErrorKind::TimedOut, format!("no answer within {} ms", limit.as_millis())));
+        }
+    }
+    let socket = socket2::SockRef::from(&fd);
+    if let Some(error) = socket.take_error()? {
+        return Err(error);
+    }
+    // io_uring does not wait for a socket that does not block: it says at once that nothing is there.
+    socket.set_nonblocking(false)
 }
 
 impl Connection {
-    fn new(stream: monoio::net::TcpStream, remote: SocketAddr) -> Connection {
-        let connection = Connection { stream, prefix: BytesMut::new(), remote };
+    fn new(stream: monoio::net::TcpStream, remote: SocketAddr, door: Option<Door>) -> Connection {
+        let connection = Connection { stream, prefix: BytesMut::new(), remote, door };
         connection.tune();
         connection
     }
@@ -134,9 +188,14 @@ impl Connection {
         }
     }
 
-    /// The client's address.
+    /// The other side's address.
     pub fn remote(&self) -> SocketAddr {
         self.remote
+    }
+
+    /// Which listener it came in by; `None` when this side connected.
+    pub fn door(&self) -> Option<Door> {
+        self.door
     }
 
     /// What was read and not yet served.
@@ -176,7 +235,7 @@ impl Connection {
         let fd = self.stream.into_raw_fd();
         // SAFETY: the descriptor was just released by its only owner and is a TCP socket.
         let stream = unsafe { TcpStream::from_raw_fd(fd) };
-        Handed { stream, prefix: self.prefix, remote: self.remote }
+        Handed { stream, prefix: self.prefix, remote: self.remote, door: self.door }
     }
 
     /// The socket and the bytes to replay before it, for the adapters of this layer.
@@ -189,7 +248,7 @@ impl Handed {
     /// Takes the connection over on the shard that serves it.
     pub fn accept(self) -> io::Result<Connection> {
         let stream = monoio::net::TcpStream::from_std(self.stream)?;
-        Ok(Connection { stream, prefix: self.prefix, remote: self.remote })
+        Ok(Connection { stream, prefix: self.prefix, remote: self.remote, door: self.door })
     }
 }
 
@@ -219,7 +278,7 @@ mod tests {
     async fn pair() -> (Connection, TcpStream) {
         let listener = bind_shared(LOOPBACK, 0..=0, 1).expect("a free port").remove(0);
         let client = TcpStream::connect(listener.local_addr().expect("bound")).expect("it listens");
-        let listener = Listener::new(listener).expect("taken over");
+        let listener = Listener::new(listener, Door::Api).expect("taken over");
         let (stop, stopped) = crate::rt::mailbox::oneshot::channel::<()>();
         let mut stop = Some(stop);
         let mut accepted = None;
@@ -276,6 +335,55 @@ mod tests {
         let mut echoed = Vec::new();
         client.read_to_end(&mut echoed).expect("closed after the echo");
         assert_eq!(echoed, b"GET /a more");
+    }
+
+    #[test]
+    fn connects_both_ways_and_waits_for_bytes() {
+        on_shard(async {
+            let listener = TcpListener::bind((LOOPBACK, 0)).expect("a free port");
+            let address = listener.local_addr().expect("bound");
+            let other = std::thread::spawn(move || {
+                let (mut stream, _) = listener.accept().expect("connected");
+                let mut byte = [0];
+                stream.read_exact(&mut byte).expect("a byte comes");
+                stream.write_all(b"answer").expect("sent");
+            });
+            let mut connection = connect(address, Duration::from_secs(5)).await.expect("it listens");
+            assert_eq!((connection.remote(), connection.door()), (address, None));
+            let (result, _) = monoio::io::AsyncWriteRent::write(&mut connection.stream, b"x".to_vec()).await;
+            assert_eq!(result.expect("sent"), 1);
+            let answer = connection.read_until(64, |bytes| (bytes == b"answer").then_some(())).await;
+            assert_eq!(answer.expect("read"), Some(()));
+            other.join().expect("no panic");
+        });
+    }
+
+    #[test]
+    fn connecting_fails_at_once_or_in_time() {
+        // The real driver: cancelling is where the two differ.
+        crate::rt::shard::block_on(async {
+            let listener = TcpListener::bind((LOOPBACK, 0)).expect("a free port");
+            let address = listener.local_addr().expect("bound");
+            drop(listener);
+            let refused = connect(address, Duration::from_secs(5)).await.err().expect("nobody listens");
+            assert_eq!(refused.kind(), io::ErrorKind::ConnectionRefused);
+
+            // A listener whose queue is full leaves further connections without an answer.
+            let socket = socket_for((LOOPBACK, 0).into()).expect("a socket");
+            socket.bind(&SocketAddr::from((LOOPBACK, 0)).into()).expect("a free port");
+            socket.listen(0).expect("it listens");
+            let address = TcpListener::from(socket.try_clone().expect("cloned")).local_addr().expect("bound");
+            let limit = Duration::from_millis(100);
+            let mut queued = Vec::new();
+            let error = loop {
+                match connect(address, limit).await {
+                    Ok(connection) => queued.push(connection),
+                    Err(error) => break error,
+                }
+            };
+            assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+        })
+        .expect("a runtime");
     }
 
     #[test]

@@ -7,6 +7,7 @@
 
 use std::cell::{Cell, UnsafeCell};
 use std::io;
+use std::ops::Range;
 use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
@@ -91,22 +92,31 @@ impl Incoming {
     pub async fn read_slot(&mut self, mut slot: SlotMut, len: usize) -> io::Result<SlotMut> {
         slot.set_len(len);
         let mut filled = 0;
-        while filled < len && !self.buffered().is_empty() {
-            let count = self.buffered().len().min(len - filled);
-            slot[filled..filled + count].copy_from_slice(&self.buffered()[..count]);
-            self.consume(count);
+        while filled < len {
+            let count;
+            (count, slot) = self.read_part(slot, filled..len).await?;
             filled += count;
         }
-        while filled < len {
-            let (result, view) = self.half.read(slot.slice_mut(filled..len)).await;
-            slot = view.into_inner();
-            match result? {
-                0 => return Err(io::ErrorKind::UnexpectedEof.into()),
-                count => filled += count,
-            }
-            self.moved.read_at.set(Instant::now());
-        }
         Ok(slot)
+    }
+
+    /// Receives what is there, at least a byte, into this part of `slot`, which must lie within its length; tells how
+    /// many bytes came. Without a copy but for what is buffered already.
+    pub async fn read_part(&mut self, mut slot: SlotMut, part: Range<usize>) -> io::Result<(usize, SlotMut)> {
+        assert!(part.start < part.end && part.end <= slot.len(), "a part of the slot, not empty");
+        if !self.buffered().is_empty() {
+            let count = self.buffered().len().min(part.len());
+            slot[part.start..part.start + count].copy_from_slice(&self.buffered()[..count]);
+            self.consume(count);
+            return Ok((count, slot));
+        }
+        let (result, view) = self.half.read(slot.slice_mut(part)).await;
+        let count = result?;
+        if count == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        self.moved.read_at.set(Instant::now());
+        Ok((count, view.into_inner()))
     }
 
     /// Receives `len` bytes and forgets them.
@@ -238,7 +248,7 @@ mod tests {
 
     use super::*;
     use crate::rt::arena::{Arena, Holder};
-    use crate::rt::net::{Listener, bind_shared};
+    use crate::rt::net::{Door, Listener, bind_shared};
 
     fn on_shard<F: Future>(future: F) -> F::Output {
         monoio::RuntimeBuilder::<monoio::FusionDriver>::new()
@@ -256,7 +266,7 @@ mod tests {
         let stopped = async {
             let _ = stopped.await;
         };
-        let listener = Listener::new(listener).expect("taken over");
+        let listener = Listener::new(listener, Door::Api).expect("taken over");
         listener
             .accept_until(stopped, |connection| {
                 accepted = Some(connection);

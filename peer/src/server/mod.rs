@@ -4,7 +4,10 @@
 //! sockets, shards. Order of the end: the shards finish what is in flight, then the resources below them close. What
 //! can fail at the start is a [`StartError`] that says what and what to do; after that nothing here fails.
 
+mod cluster;
 mod shard;
+#[cfg(test)]
+mod tests;
 
 use std::collections::BTreeSet;
 use std::net::{SocketAddr, TcpListener};
@@ -21,12 +24,15 @@ use crate::config::{Config, StoreOptions};
 use crate::engine::call::ShardMessage;
 use crate::engine::{Context, DirtyBudget, Inventory};
 use crate::limits::{DRAIN_TIMEOUT, SHARD_MAILBOX};
+use crate::membership::Members;
 use crate::metrics::Metrics;
+use crate::native::ClusterFace;
 use crate::rt::arena::Arena;
 use crate::rt::mailbox::{Receiver, Sender, mailbox};
-use crate::rt::net::bind_shared;
+use crate::rt::net::{Door, bind_shared};
 use crate::rt::shard::ShardThread;
-use crate::server::shard::{ShardSetup, run_shard};
+use crate::server::cluster::Doors;
+use crate::server::shard::{ShardSetup, Work, run_shard};
 use crate::sidecar::backend::{BackendHandle, BackendTuning};
 use crate::sidecar::health::{Health, Phase};
 use crate::sidecar::{Sidecar, SidecarError, SidecarOptions};
@@ -67,6 +73,16 @@ pub enum StartError {
         /// The system's answer.
         source: std::io::Error,
     },
+    /// A door of a node of a cluster.
+    #[error("cannot listen on {address}: {source}. Choose another {key}, or stop what uses it")]
+    Door {
+        /// The key that names it.
+        key: &'static str,
+        /// Its address.
+        address: SocketAddr,
+        /// The system's answer.
+        source: std::io::Error,
+    },
     /// A shard thread.
     #[error("cannot start shard {shard}: {source}")]
     Shard {
@@ -97,12 +113,14 @@ pub fn run(config: Config, metrics: Metrics) -> Result<(), StartError> {
     let arena_bytes = config.memory.arena_bytes;
     let arena = Arena::new(arena_bytes).map_err(|source| StartError::Arena { bytes: arena_bytes, source })?;
     metrics.watch_arena(arena.clone());
-    let (resources, loaded) = open_resources(&config, &metrics, &health)?;
     let listeners = bind(&config)?;
-    let address = listeners[0].local_addr().ok();
-    let inventory = Inventory::new(loaded, &resources.seed, config.shards);
+    let api = listeners[0].local_addr().map_err(|source| StartError::Listen { address: any(&config), source })?;
+    let doors = config.cluster.as_ref().map(|options| Doors::bind(options, config.shards)).transpose()?;
     let mailboxes: Vec<_> = (0..config.shards).map(|_| mailbox(SHARD_MAILBOX)).collect();
     let (senders, receivers): (Vec<_>, Vec<_>) = mailboxes.into_iter().unzip();
+    let joining = Joining { api, doors: doors.as_ref(), shards: &senders };
+    let (resources, loaded, part) = open_resources(&config, &metrics, &health, Some(&joining))?;
+    let inventory = Inventory::new(loaded, &resources.seed, config.shards);
     let context = Context {
         arena,
         catalog: resources.catalog.handle(),
@@ -111,20 +129,27 @@ pub fn run(config: Config, metrics: Metrics) -> Result<(), StartError> {
         metrics,
         health: health.clone(),
         freshness: config.freshness.clone(),
-        backend_info: config.http.backend.clone(),
         dirty: DirtyBudget::new(config.store.dirty_limit_bytes),
         shards: senders.clone(),
+        repair_after: config.cluster.as_ref().map_or(Duration::MAX, |cluster| cluster.repair_after),
+        uploads: part.as_ref().map(|part| part.face.uploads_counter()).unwrap_or_default(),
         upload_ids: Arc::new(AtomicU64::new(1)),
     };
-    let mut shards = Shards { senders, threads: Vec::new(), drained: None };
-    shards.start(&config, &context, &resources.seed, inventory, listeners, receivers)?;
-    health.set_phase(Phase::Ready);
-    if let Some(address) = address {
-        let elapsed_ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
-        tracing::info!(%address, elapsed_ms, "listening on {address}");
+    if let Some(doors) = &doors {
+        doors.announce();
     }
+    let mut shards = Shards { senders, threads: Vec::new(), drained: None };
+    let entrances = Entrances { api: listeners, doors, receivers };
+    shards.start(&config, &context, &resources, inventory, entrances, part)?;
+    health.set_phase(Phase::Ready);
+    let elapsed_ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
+    tracing::info!(address = %api, elapsed_ms, "listening on {api}");
     if let Some(address) = resources.sidecar.admin_address() {
         tracing::info!(%address, "metrics on http://{address}/metrics");
+    }
+    if let Some(gossip) = resources.sidecar.gossip() {
+        let address = gossip.address();
+        tracing::info!(%address, "gossip on {address}");
     }
     let signal = signals.forever().next();
     tracing::info!(?signal, "stopping: finishing what is in flight; a second signal ends the process at once");
@@ -137,7 +162,25 @@ pub fn run(config: Config, metrics: Metrics) -> Result<(), StartError> {
     Ok(())
 }
 
-fn open_resources(config: &Config, metrics: &Metrics, health: &Health) -> Result<(Resources, Loaded), StartError> {
+/// What a node needs to join a cluster.
+struct Joining<'a> {
+    api: SocketAddr,
+    doors: Option<&'a Doors>,
+    shards: &'a [Sender<ShardMessage>],
+}
+
+/// A node's part in its cluster.
+struct Part {
+    face: Arc<ClusterFace>,
+    members: Arc<Members>,
+}
+
+fn open_resources(
+    config: &Config,
+    metrics: &Metrics,
+    health: &Health,
+    joining: Option<&Joining<'_>>,
+) -> Result<(Resources, Loaded, Option<Part>), StartError> {
     let StoreOptions { data_path, capacity_bytes, .. } = &config.store;
     let observer = metrics.clone();
     let (catalog, loaded) = Catalog::open(
@@ -155,20 +198,35 @@ fn open_resources(config: &Config, metrics: &Metrics, health: &Health) -> Result
     };
     let seed = StoreSeed::open(options, &named)?;
     let background = Background::start(data_path.clone())?;
+    let cluster = config.cluster.as_ref().zip(joining.and_then(|joining| Some((joining, joining.doors?))));
+    let me = cluster.map(|(options, (joining, doors))| {
+        cluster::describe(config, options, doors, joining.api, loaded.store_id)
+    });
+    let gossip = cluster.zip(me.as_ref()).map(|((options, (joining, _)), me)| {
+        cluster::gossip_setup(options, me.clone(), joining.shards.to_vec())
+    });
     let (sidecar, backend) = Sidecar::start(SidecarOptions {
         backend: config.backend.clone(),
+        cluster: gossip,
         tuning: BackendTuning::default(),
         admin: config.metrics,
         metrics: metrics.clone(),
         health: health.clone(),
     })?;
-    Ok((Resources { catalog, background, sidecar, backend, seed }, loaded))
+    let part = config.cluster.as_ref().zip(me).zip(sidecar.gossip()).map(|((options, me), gossip)| {
+        tracing::info!(node = %me.id, cluster = %options.name, role = ?me.role, "part of a cluster");
+        Part { face: cluster::face(options, &me, &backend, &gossip), members: cluster::only(&me, options) }
+    });
+    Ok((Resources { catalog, background, sidecar, backend, seed }, loaded, part))
+}
+
+fn any(config: &Config) -> SocketAddr {
+    SocketAddr::new(config.http.listen, *config.http.ports.start())
 }
 
 fn bind(config: &Config) -> Result<Vec<TcpListener>, StartError> {
-    let address = SocketAddr::new(config.http.listen, *config.http.ports.start());
     bind_shared(config.http.listen, config.http.ports.clone(), config.shards)
-        .map_err(|source| StartError::Listen { address, source })
+        .map_err(|source| StartError::Listen { address: any(config), source })
 }
 
 fn exit_on_second_signal(mut signals: Signals) {
@@ -190,6 +248,13 @@ fn close(resources: Resources) {
     drop(seed);
 }
 
+/// Where connections and messages come in.
+struct Entrances {
+    api: Vec<TcpListener>,
+    doors: Option<Doors>,
+    receivers: Vec<Receiver<ShardMessage>>,
+}
+
 /// The running shards.
 struct Shards {
     senders: Vec<Sender<ShardMessage>>,
@@ -202,25 +267,36 @@ impl Shards {
         &mut self,
         config: &Config,
         context: &Context,
-        seed: &StoreSeed,
+        resources: &Resources,
         inventory: Inventory,
-        listeners: Vec<TcpListener>,
-        receivers: Vec<Receiver<ShardMessage>>,
+        entrances: Entrances,
+        part: Option<Part>,
     ) -> Result<(), StartError> {
         let (drained, reports) = mailbox(config.shards);
         let mut cleanup = inventory.cleanup;
-        let parts = inventory.shards.into_iter().zip(listeners).zip(receivers);
+        let Entrances { api, doors, receivers } = entrances;
+        let (mut peers, mut manager) = doors.map(|doors| (doors.peers.into_iter(), doors.manager)).unzip();
+        let mut work = config.cluster.clone().zip(resources.sidecar.gossip()).map(|(options, gossip)| -> Work {
+            let backend = resources.backend.clone();
+            Box::new(move |engine| Box::pin(cluster::follow(engine, options, backend, gossip)))
+        });
+        let parts = inventory.shards.into_iter().zip(api).zip(receivers);
         for (shard, ((tasks, listener), mailbox)) in parts.enumerate() {
+            let mut listeners = vec![(Door::Api, listener)];
+            listeners.extend(peers.as_mut().and_then(Iterator::next).map(|listener| (Door::Peer, listener)));
+            listeners.extend(manager.take().flatten().map(|listener| (Door::Manager, listener)));
             let setup = ShardSetup {
                 shard,
                 context: context.clone(),
-                seed: seed.clone(),
+                seed: resources.seed.clone(),
                 tasks,
                 cleanup: std::mem::take(&mut cleanup),
                 watermarks: watermarks(&config.store),
-                listener,
+                listeners,
                 mailbox,
                 http: config.http.clone(),
+                cluster: part.as_ref().map(|part| (part.face.clone(), part.members.clone())),
+                work: work.take(),
                 drained: drained.clone(),
             };
             let thread = ShardThread::start(format!("shard-{shard}"), shard, move || run_shard(setup));

@@ -4,8 +4,10 @@
 //! bytes read, once. The shard ends when told to, after its connections have ended or their time is up.
 
 use std::cell::Cell;
+use std::io;
 use std::net::TcpListener;
 use std::rc::Rc;
+use std::sync::Arc;
 
 use event_listener::Event;
 use futures_util::FutureExt;
@@ -14,13 +16,15 @@ use futures_util::future::{LocalBoxFuture, Shared};
 use crate::catalog::{Change, Durability};
 use crate::config::HttpOptions;
 use crate::engine::call::ShardMessage;
-use crate::engine::{Context, Engine, TaskInventory};
+use crate::engine::{Cluster, Context, Engine, TaskInventory};
 use crate::http::route::{Opening, opening};
 use crate::http::{self, HttpFace};
 use crate::limits::{CONNECTIONS_PER_SHARD_MAX, DRAIN_TIMEOUT, HEAD_TIMEOUT, HTTP_HEAD_BYTES_MAX};
-use crate::native;
+use crate::links::{Links, LinksSetup};
+use crate::membership::Members;
+use crate::native::{self, ClusterFace};
 use crate::rt::mailbox::{Receiver, Sender, oneshot};
-use crate::rt::net::{Connection, Listener};
+use crate::rt::net::{Connection, Door, Listener};
 use crate::rt::shard::spawn_local;
 use crate::rt::time::timeout;
 use crate::store::StoreSeed;
@@ -40,15 +44,22 @@ pub struct ShardSetup {
     pub cleanup: Vec<Change>,
     /// When eviction starts and ends.
     pub watermarks: Watermarks,
-    /// Its listener.
-    pub listener: TcpListener,
+    /// Its listeners, and what they are for.
+    pub listeners: Vec<(Door, TcpListener)>,
     /// Its mailbox.
     pub mailbox: Receiver<ShardMessage>,
     /// The HTTP face.
     pub http: HttpOptions,
+    /// The cluster that this node is a part of, and who is in it so far.
+    pub cluster: Option<(Arc<ClusterFace>, Arc<Members>)>,
+    /// What else runs on this shard.
+    pub work: Option<Work>,
     /// Told when nothing is in flight any more.
     pub drained: Sender<usize>,
 }
+
+/// Something that runs on a shard as long as it does.
+pub type Work = Box<dyn FnOnce(Engine) -> LocalBoxFuture<'static, ()> + Send>;
 
 /// Completes when the shard stops accepting. Clones share it.
 type Stop = Shared<LocalBoxFuture<'static, ()>>;
@@ -65,13 +76,24 @@ struct Faces {
 
 /// Runs a shard until it is told to end.
 pub async fn run_shard(setup: ShardSetup) {
-    let ShardSetup { shard, context, seed, tasks, cleanup, watermarks, listener, mailbox, http, drained } = setup;
-    let listener = match Listener::new(listener) {
-        Ok(listener) => listener,
+    let ShardSetup { shard, context, seed, tasks, cleanup, watermarks, listeners, mailbox, http, cluster, work, drained } =
+        setup;
+    let doors: io::Result<Vec<Listener>> =
+        listeners.into_iter().map(|(door, listener)| Listener::new(listener, door)).collect();
+    let doors = match doors {
+        Ok(doors) => doors,
         Err(error) => return tracing::error!(shard, %error, "cannot listen"),
     };
     let metrics = context.metrics.clone();
-    let engine = Engine::start(shard, context.clone(), &seed, watermarks, tasks);
+    let (cluster, members) = cluster.unzip();
+    let links = cluster.as_ref().map(|cluster| {
+        Links::new(LinksSetup { shard, credential: cluster.credential().clone(), metrics: metrics.clone() })
+    });
+    let part = links.clone().zip(members).map(|(links, members)| Cluster::new(links, members));
+    let engine = Engine::start(shard, context.clone(), &seed, watermarks, tasks, part);
+    if let Some(work) = work {
+        spawn_local(work(engine.clone()));
+    }
     if !cleanup.is_empty() {
         let catalog = context.catalog.clone();
         spawn_local(async move { drop(catalog.commit(cleanup, Durability::Lazy).await) });
@@ -86,6 +108,7 @@ pub async fn run_shard(setup: ShardSetup) {
             metrics,
             shards: context.shards.len(),
             node: Rc::from(http.listen.to_string()),
+            cluster,
         },
         stop,
         open: Cell::new(0),
@@ -94,13 +117,20 @@ pub async fn run_shard(setup: ShardSetup) {
     let work = engine.clone();
     spawn_local(async move { work.run_housekeeping().await });
     let work = engine.clone();
+    spawn_local(async move { work.run_repair().await });
+    let work = engine.clone();
     spawn_local(async move { work.run_writeback().await });
-    let accepting = faces.clone();
-    spawn_local(async move {
-        let stop = accepting.stop.clone();
-        listener.accept_until(stop, |connection| accepting.clone().admit(connection)).await;
-    });
+    for door in doors {
+        let accepting = faces.clone();
+        spawn_local(async move {
+            let stop = accepting.stop.clone();
+            door.accept_until(stop, |connection| accepting.clone().admit(connection)).await;
+        });
+    }
     answer_mailbox(shard, &mailbox, &faces, stop_sender, drained).await;
+    if let Some(links) = links {
+        links.close();
+    }
 }
 
 /// Serves the mailbox until the end is ordered.
@@ -119,6 +149,7 @@ async fn answer_mailbox(
                 Ok(connection) => faces.clone().serve(connection),
                 Err(error) => tracing::warn!(shard, %error, "a connection was lost between shards"),
             },
+            ShardMessage::Members(members) => faces.engine.set_members(members),
             ShardMessage::Drain => {
                 // Dropping the sender completes the future that everyone watches.
                 stop_sender.take();
@@ -144,7 +175,8 @@ impl Faces {
         let held = self.clone().hold();
         spawn_local(async move {
             let here = self.engine.shard();
-            let first = connection.read_until(HTTP_HEAD_BYTES_MAX, |prefix| self.place(prefix));
+            let door = connection.door();
+            let first = connection.read_until(HTTP_HEAD_BYTES_MAX, |prefix| self.place(door, prefix));
             let placed = match timeout(HEAD_TIMEOUT, first).await {
                 Ok(Ok(placed)) => placed,
                 // Silent, gone or broken before it said what it wants.
@@ -166,9 +198,9 @@ impl Faces {
     }
 
     /// The shard for a connection that begins with these bytes; `None` while that is open.
-    fn place(&self, prefix: &[u8]) -> Option<usize> {
+    fn place(&self, door: Option<Door>, prefix: &[u8]) -> Option<usize> {
         let here = self.engine.shard();
-        if dfstore_proto::preface::looks_native(prefix)? {
+        if dfstore_proto::preface::looks_native(prefix)? || !speaks_http(door) {
             return native::place(prefix).map(|place| place.shard(here, self.native.shards));
         }
         opening(prefix).map(|opening| match opening {
@@ -181,7 +213,8 @@ impl Faces {
         let held = self.clone().hold();
         spawn_local(async move {
             let stop = self.stop.clone();
-            if dfstore_proto::preface::looks_native(connection.prefix()) == Some(true) {
+            let is_native = dfstore_proto::preface::looks_native(connection.prefix()) == Some(true);
+            if is_native || !speaks_http(connection.door()) {
                 native::serve(connection, self.native.clone(), stop).await;
             } else {
                 http::serve(connection, self.http.clone(), stop).await;
@@ -202,6 +235,11 @@ impl Faces {
             self.closed.listen().await;
         }
     }
+}
+
+/// Only clients do; whoever tries it at another door gets the native face's answer to what is no preface.
+fn speaks_http(door: Option<Door>) -> bool {
+    door == Some(Door::Api)
 }
 
 struct Held(Rc<Faces>);

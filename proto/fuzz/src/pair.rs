@@ -5,10 +5,11 @@ use dfstore_proto::error::{ErrorCode, ErrorReply};
 use dfstore_proto::frame::{PieceHead, RequestId};
 use dfstore_proto::ids::ObjectName;
 use dfstore_proto::message::{
-    CreateBucket, Delete, Done, List, ListOk, Message, Open, PieceAck, PutAbort, PutBegin, PutCommit, PutDone, PutJoin,
-    PutLeave, PutReady, Read, ReadEnd, Stat, Target, VersionInfo, VersionState, WrittenTo,
+    CreateBucket, Delete, Done, Fetch, GetConfig, List, ListOk, Locate, Message, Open, PieceAck, PieceRuns, Prefetch,
+    PutAbort, PutBegin, PutCommit, PutDone, PutJoin, PutLeave, PutReady, Read, ReadEnd, Recall, Recalled, Reserve,
+    Reserved, Role, Scope, Stat, Target, Track, Tracked, VersionInfo, VersionState, Worked, WrittenTo,
 };
-use dfstore_proto::object::{ObjectMeta, Source, WriteMode};
+use dfstore_proto::object::{ObjectMeta, PieceRun, Source, WriteMode};
 use dfstore_proto::session::{Event, Session};
 
 use super::Choices;
@@ -19,7 +20,7 @@ const UPLOAD: u64 = 3;
 
 /// Plays the conversation that `data` chooses and checks that it never breaks.
 pub fn check(data: &[u8]) {
-    let (client, server) = super::session::open_pair();
+    let (client, server) = super::session::open_pair(Role::Peer);
     let mut play = Play { client, server, to_client: BytesMut::new(), to_server: BytesMut::new() };
     let mut choices = Choices(data);
     while !choices.is_empty() {
@@ -102,7 +103,11 @@ fn send_piece(session: &mut Session, request: RequestId, number: u8, wire: &mut 
     true
 }
 
+/// The upper half of the choices are the messages that version 2 added, so that older seeds stay what they were.
 fn asking(choice: u8) -> Message {
+    if choice >= 0x80 {
+        return asking_of_a_cluster(choice);
+    }
     match choice % 9 {
         0 => Stat { target: target(), fresh: false }.into(),
         1 => list().into(),
@@ -132,6 +137,43 @@ fn follow_up(choice: u8) -> Message {
     }
 }
 
+fn asking_of_a_cluster(choice: u8) -> Message {
+    let task = target().task();
+    match choice % 8 {
+        0 => Locate { target: target(), no_cache: false, known: None }.into(),
+        1 => Recall { target: target() }.into(),
+        2 => track().into(),
+        3 | 4 => Fetch { task, generation: GENERATION, number: u32::from(choice % 4), local_only: true }.into(),
+        5 => Reserve { target: target() }.into(),
+        6 => GetConfig {}.into(),
+        _ => Prefetch { target: target(), scope: Scope::Cluster }.into(),
+    }
+}
+
+fn track() -> Track {
+    Track {
+        task: target().task(),
+        generation: GENERATION,
+        node: "n".into(),
+        have: PieceRuns::new([PieceRun { first: 0, count: 2 }]),
+        fetching: PieceRuns::default(),
+        uploads: 1,
+        window: PieceRun { first: 2, count: 2 },
+    }
+}
+
+fn answer_of_a_cluster(choice: u8, version: VersionInfo) -> Message {
+    match choice % 7 {
+        0 => Message::Located(version),
+        1 => Recalled::default().into(),
+        2 => Tracked::default().into(),
+        3 => Reserved { generation: GENERATION }.into(),
+        4 => Worked::default().into(),
+        5 => ReadEnd::default().into(),
+        _ => ErrorReply::new(ErrorCode::NotFound, "").into(),
+    }
+}
+
 fn answer(choice: u8) -> Message {
     let version = VersionInfo {
         task: target().task(),
@@ -143,6 +185,9 @@ fn answer(choice: u8) -> Message {
         crc32: None,
         pieces_local: 0,
     };
+    if choice >= 0x80 {
+        return answer_of_a_cluster(choice, version);
+    }
     match choice % 9 {
         0 => ErrorReply::new(ErrorCode::Internal, "").into(),
         1 => Done {}.into(),

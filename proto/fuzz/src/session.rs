@@ -10,11 +10,11 @@ use dfstore_proto::session::{Event, Session, SessionError};
 /// Requests in flight that the accepting side allows.
 pub const REQUESTS_MAX: u16 = 4;
 
-/// A hello with this many credits.
-pub fn hello(credits: u32) -> Hello {
+/// A hello of this role with this many credits.
+pub fn hello(role: Role, credits: u32) -> Hello {
     Hello {
         versions: Versions::OURS,
-        role: Role::Client,
+        role,
         route: Route::Any,
         token: Token::default(),
         agent: String::new(),
@@ -46,18 +46,20 @@ pub fn check(data: &[u8]) {
         check_cuts(stream, data, &Session::accepting);
         check_cuts(stream, data, &connecting);
     }
-    check_cuts(&frames, data, &|| open_pair().0);
-    check_cuts(&frames, data, &|| open_pair().1);
+    for role in [Role::Client, Role::Peer] {
+        check_cuts(&frames, data, &|| open_pair(role).0);
+        check_cuts(&frames, data, &|| open_pair(role).1);
+    }
 }
 
 fn connecting() -> Session {
-    Session::connecting(hello(2), &mut BytesMut::new()).expect("the hello is within bounds")
+    Session::connecting(hello(Role::Client, 2), &mut BytesMut::new()).expect("the hello is within bounds")
 }
 
-/// Both sides of a connection after hello.
-pub fn open_pair() -> (Session, Session) {
+/// Both sides of a connection of this role after hello.
+pub fn open_pair(role: Role) -> (Session, Session) {
     let mut wire = BytesMut::new();
-    let mut client = Session::connecting(hello(2), &mut wire).expect("the hello is within bounds");
+    let mut client = Session::connecting(hello(role, 2), &mut wire).expect("the hello is within bounds");
     let mut server = Session::accepting();
     let event = server.receive(&mut &wire[..]).expect("a hello of ours");
     assert!(matches!(event, Some(Event::Hello(_))));
@@ -100,6 +102,9 @@ fn receive(
             if matches!(event, Some(Event::Hello(_))) {
                 session.accept(hello_ack(2), &mut BytesMut::new()).expect("a hello waits for it");
             }
+            let is_between_peers = matches!(&event, Some(Event::Request { message, .. })
+                if message.frame_type().is_between_peers());
+            assert!(!is_between_peers || session.role() == Role::Peer, "a client speaks like a peer");
             events.extend(event);
             assert!(session.requests_in_flight() <= usize::from(REQUESTS_MAX), "too many requests in flight");
             assert!(session.memory_bytes() <= CONTROL_BYTES_MAX as usize + 8, "more memory than one control frame");

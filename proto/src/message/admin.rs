@@ -1,11 +1,76 @@
-//! Messages of people who look after a cluster: its nodes, and fetching or dropping cached objects ahead of need.
+//! Messages of people who look after a cluster: where an object is, which nodes there are, and fetching or dropping
+//! cached objects ahead of need.
+//!
+//! Any peer answers them, for the whole cluster or for itself alone. Clients and peers may send them.
 
 use serde::{Deserialize, Serialize};
 
-use super::{Bounded, Target};
-use crate::error::FieldError;
-use crate::limits::{ADDRESS_BYTES_MAX, NAME_BYTES_MAX, NODES_MAX};
+use super::cluster::check_runs;
+use super::{Bounded, Target, VersionInfo};
+use crate::error::{FieldError, cut};
+use crate::limits::{ADDRESS_BYTES_MAX, NAME_BYTES_MAX, NODES_MAX, PARENTS_MAX, RUNS_SHOWN_MAX};
+use crate::object::PieceRun;
 use crate::wire::{self, at_most, filled, number_at_most};
+
+/// Asks where an object is. Answered with WHERE_OK.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Where {
+    /// Which object.
+    pub target: Target,
+    /// Only what the asked peer itself holds; it asks nobody else.
+    pub local_only: bool,
+}
+
+impl Bounded for Where {
+    fn check(&self) -> Result<(), FieldError> {
+        self.target.check()
+    }
+}
+
+/// What a node holds of a version, for people.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HolderInfo {
+    /// The node.
+    pub node: String,
+    /// How many pieces it holds.
+    pub pieces: u32,
+    /// Which: the first [`RUNS_SHOWN_MAX`] runs of them.
+    #[serde(deserialize_with = "wire::bounded::<_, _, RUNS_SHOWN_MAX>")]
+    pub runs: Vec<PieceRun>,
+}
+
+impl HolderInfo {
+    fn check(&self) -> Result<(), FieldError> {
+        filled("node", &self.node, NAME_BYTES_MAX)?;
+        number_at_most("runs", self.runs.len() as u64, RUNS_SHOWN_MAX as u64)?;
+        check_runs("runs", &self.runs)
+    }
+}
+
+/// Answers WHERE.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WhereOk {
+    /// The current version.
+    pub info: VersionInfo,
+    /// The seeds that decide about it and keep it, in order; empty for a peer without a cluster.
+    #[serde(deserialize_with = "wire::bounded::<_, _, PARENTS_MAX>")]
+    pub homes: Vec<String>,
+    /// Who holds pieces of it.
+    #[serde(deserialize_with = "wire::bounded::<_, _, NODES_MAX>")]
+    pub holders: Vec<HolderInfo>,
+    /// Seeds that should keep a copy.
+    pub replicas_wanted: u16,
+}
+
+impl Bounded for WhereOk {
+    fn check(&self) -> Result<(), FieldError> {
+        self.info.check()?;
+        number_at_most("homes", self.homes.len() as u64, PARENTS_MAX as u64)?;
+        number_at_most("holders", self.holders.len() as u64, NODES_MAX as u64)?;
+        self.homes.iter().try_for_each(|node| filled("homes", node, NAME_BYTES_MAX))?;
+        self.holders.iter().try_for_each(HolderInfo::check)
+    }
+}
 
 /// Asks for the nodes of the cluster. Answered with NODES_OK.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -158,6 +223,11 @@ pub struct NodeFailure {
 }
 
 impl NodeFailure {
+    /// A failure of this node, its reason cut to what may travel.
+    pub fn new(node: impl Into<String>, message: impl Into<String>) -> NodeFailure {
+        NodeFailure { node: node.into(), message: cut(message.into(), NAME_BYTES_MAX) }
+    }
+
     fn check(&self) -> Result<(), FieldError> {
         filled("node", &self.node, NAME_BYTES_MAX)?;
         at_most("message", &self.message, NAME_BYTES_MAX)

@@ -1,14 +1,14 @@
 //! Every message of the protocol, its frame type and its bounds.
 //!
 //! One table gives frame types, names and bodies; the files beside this one hold the bodies: `connection` (hello,
-//! credits, going away), `object` (stat, list, delete, copy), `read` and `put`. Nothing here knows who may send what
-//! when: that is the session's.
+//! credits, going away), `object` (stat, list, delete, copy), `read` and `put`, `cluster` (between peers) and `admin`
+//! (of people who look after a cluster). Nothing here knows who may send what when: that is the session's.
 
 use bytes::BytesMut;
 
 use crate::error::{DecodeError, EncodeError, ErrorReply, FieldError};
 use crate::frame::{FrameHeader, RequestId};
-use crate::limits::{CONTROL_BYTES_MAX, FRAME_HEADER_BYTES};
+use crate::limits::{CONTROL_BYTES_MAX, FRAME_HEADER_BYTES, VERSION_MIN, VERSION_OF_PEERS};
 use crate::wire;
 
 mod admin;
@@ -18,11 +18,13 @@ mod object;
 mod put;
 mod read;
 
-pub use admin::{Evict, NodeFailure, NodeInfo, NodeRole, Nodes, NodesOk, Prefetch, Scope, Worked};
+pub use admin::{
+    Evict, HolderInfo, NodeFailure, NodeInfo, NodeRole, Nodes, NodesOk, Prefetch, Scope, Where, WhereOk, Worked,
+};
 pub use cluster::{
-    BackendConfig, ConfigOk, Duty, Fetch, GetConfig, Holder, HolderInfo, KnownVersion, Locate, Pending, PendingOk,
+    BackendConfig, ConfigOk, Duty, Fetch, GetConfig, Holder, KnownVersion, Locate, Pending, PendingOk, PendingPage,
     PieceRuns, Publish, PublishOk, Published, Recall, Recalled, Reserve, Reserved, Standing, Track, Tracked,
-    VersionRecord, Where, WhereOk,
+    VersionRecord,
 };
 pub use connection::{Cancel, Credit, Done, GoAway, Hello, HelloAck, Ping, Role, Route, Token};
 pub use object::{
@@ -36,9 +38,10 @@ trait Bounded {
     fn check(&self) -> Result<(), FieldError>;
 }
 
-/// First and last of the frame types for the messages of a cluster: homes, parents, announcements, replication,
-/// configuration from a manager.
+/// First and last of the frame types that version 2 added: all that a cluster needs.
 pub const CLUSTER_TYPES: std::ops::RangeInclusive<u8> = 0x40..=0x7F;
+/// First and last of those among them that only peers send: homes, parents, publications, configuration.
+pub const PEER_TYPES: std::ops::RangeInclusive<u8> = 0x40..=0x5F;
 /// First and last of the frame types that will never be given a meaning.
 pub const NEVER_TYPES: std::ops::RangeInclusive<u8> = 0xF0..=0xFF;
 
@@ -243,6 +246,16 @@ impl FrameType {
     /// The number that travels.
     pub const fn number(self) -> u8 {
         self as u8
+    }
+
+    /// The first version of the messages that has this type.
+    pub fn version(self) -> u8 {
+        if CLUSTER_TYPES.contains(&self.number()) { VERSION_OF_PEERS } else { VERSION_MIN }
+    }
+
+    /// Whether only connections of the role [`Role::Peer`] carry this type.
+    pub fn is_between_peers(self) -> bool {
+        PEER_TYPES.contains(&self.number())
     }
 }
 

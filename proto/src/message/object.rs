@@ -60,6 +60,15 @@ pub(super) fn check_piece_bytes(piece_bytes: u32) -> Result<(), FieldError> {
     number_at_most("piece_bytes", piece_bytes.into(), PIECE_BYTES_MAX.into())
 }
 
+/// An object of this length can be cut into pieces of this size, and their numbers fit.
+pub(super) fn check_pieces(length: u64, piece_bytes: u32) -> Result<(), FieldError> {
+    check_piece_bytes(piece_bytes)?;
+    if length.div_ceil(u64::from(piece_bytes)) > u64::from(u32::MAX) {
+        return Err(FieldError::Invalid("piece_bytes"));
+    }
+    Ok(())
+}
+
 /// Asks what is known about an object.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Stat {
@@ -117,11 +126,7 @@ impl VersionInfo {
 impl Bounded for VersionInfo {
     fn check(&self) -> Result<(), FieldError> {
         check_meta(&self.meta)?;
-        check_piece_bytes(self.piece_bytes)?;
-        if self.meta.length.div_ceil(u64::from(self.piece_bytes)) > u64::from(u32::MAX) {
-            return Err(FieldError::Invalid("piece_bytes"));
-        }
-        Ok(())
+        check_pieces(self.meta.length, self.piece_bytes)
     }
 }
 
@@ -214,7 +219,7 @@ pub struct ListPage {
 }
 
 /// Payload bytes of a page besides its items: three lengths, a flag, and a marker as long as a key may be.
-const PAGE_BYTES: usize = 32 + KEY_BYTES_MAX;
+pub(super) const PAGE_BYTES: usize = 32 + KEY_BYTES_MAX;
 
 impl ListPage {
     /// An empty page for at most `limit` items; 0 means as many as a page may hold.

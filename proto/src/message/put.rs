@@ -21,7 +21,7 @@ pub struct PutBegin {
     pub mode: WriteMode,
     /// Copies that the cluster should keep; 0 leaves it to the peer.
     pub max_replicas: u32,
-    /// Durable copies on other peers before the answer.
+    /// Durable copies on peers before the answer, the one that takes the write counted. 0: only what the mode says.
     pub ack_peers: u32,
     /// Attributes to keep. `length`, `etag`, `last_modified_ms` and `storage_class` are not looked at.
     pub meta: ObjectMeta,

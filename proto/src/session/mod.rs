@@ -5,6 +5,9 @@
 //! calls appended to `out`, in that order. A rule that the other side breaks is an error that stays: the driver sends
 //! [`Session::close`] and closes. A rule that our own side would break is a [`SendError`], and nothing was written.
 //!
+//! What the common version does not have, and what only peers may say, is refused on both sides: a connection of the
+//! role `Client` never carries a message between peers, so who checks the credential at HELLO has checked it for all.
+//!
 //! Invariants: at most `requests_max` requests are in flight; no piece is announced to the driver that was not
 //! granted; memory is bounded by one control frame and `requests_max` small records.
 
@@ -21,8 +24,10 @@ pub use rules::{SendError, SessionError, Violation};
 use crate::decoder::{Decoder, Frame, Need};
 use crate::error::ErrorReply;
 use crate::frame::{FrameLimits, PieceHead, RequestId};
-use crate::limits::{CONTROL_BYTES_MAX, HELLO_BYTES_MAX, PIECE_BYTES_MAX, PREFACE_BYTES, REQUESTS_MAX};
-use crate::message::{FrameType, GoAway, Hello, HelloAck, Message};
+use crate::limits::{
+    CONTROL_BYTES_MAX, HELLO_BYTES_MAX, PIECE_BYTES_MAX, PREFACE_BYTES, REQUESTS_MAX, VERSION_MIN, VERSION_OF_PEERS,
+};
+use crate::message::{FrameType, GoAway, Hello, HelloAck, Message, Role};
 use crate::preface::{self, Versions};
 use request::{Progress, Request};
 use rules::Credits;
@@ -79,14 +84,15 @@ pub enum Event {
     Closed(ErrorReply),
 }
 
-/// What this side takes in, announced in its hello.
+/// How far the connection has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Phase {
     AwaitPreface,
     AwaitHello(Versions),
     /// HELLO was handed to the driver, which has not answered yet.
-    HelloPending(u8),
-    AwaitAck,
+    HelloPending,
+    /// HELLO was sent, with these versions.
+    AwaitAck(Versions),
     Open,
     Closed(SessionError),
 }
@@ -103,6 +109,10 @@ enum Side {
 pub struct Session {
     side: Side,
     phase: Phase,
+    /// What the connecting side said it is.
+    role: Role,
+    /// The version that both sides speak; the lowest before they know.
+    version: u8,
     /// The part of the preface that has come.
     preface: Vec<u8>,
     decoder: Decoder,
@@ -134,6 +144,8 @@ impl Session {
         Session {
             side,
             phase,
+            role: Role::Client,
+            version: VERSION_MIN,
             preface: Vec::new(),
             decoder: Decoder::new(limits),
             requests: BTreeMap::new(),
@@ -186,6 +198,16 @@ impl Session {
         self.phase == Phase::Open
     }
 
+    /// The version of the messages that both sides speak, once hello was exchanged.
+    pub fn version(&self) -> Option<u8> {
+        self.is_open().then_some(self.version)
+    }
+
+    /// What the connecting side says it is. Of a HELLO that came this is known from its event on.
+    pub fn role(&self) -> Role {
+        self.role
+    }
+
     /// Whether no new request can be made: GO_AWAY was sent or has come.
     pub fn is_going_away(&self) -> bool {
         self.request_last.is_some()
@@ -225,13 +247,13 @@ impl Session {
         loop {
             match self.phase {
                 Phase::Closed(error) => return Err(error),
-                Phase::HelloPending(_) => return Ok(None),
+                Phase::HelloPending => return Ok(None),
                 Phase::AwaitPreface => {
                     if !self.take_preface(input)? {
                         return Ok(None);
                     }
                 }
-                Phase::AwaitHello(_) | Phase::AwaitAck | Phase::Open => {}
+                Phase::AwaitHello(_) | Phase::AwaitAck(_) | Phase::Open => {}
             }
             if matches!(self.decoder.need(), Need::Raw(_)) {
                 return Ok(None);
@@ -264,8 +286,10 @@ impl Session {
             (Phase::AwaitHello(versions), Message::Hello(hello)) if request == RequestId::CONNECTION => {
                 self.on_hello(versions, hello).map(Some)
             }
-            (Phase::AwaitAck, Message::HelloAck(ack)) if request == RequestId::CONNECTION => self.on_ack(ack).map(Some),
-            (Phase::AwaitAck | Phase::Open, Message::Error(error)) if request == RequestId::CONNECTION => {
+            (Phase::AwaitAck(offered), Message::HelloAck(ack)) if request == RequestId::CONNECTION => {
+                self.on_ack(offered, ack).map(Some)
+            }
+            (Phase::AwaitAck(_) | Phase::Open, Message::Error(error)) if request == RequestId::CONNECTION => {
                 self.phase = Phase::Closed(SessionError::Closed);
                 Ok(Some(Event::Closed(error)))
             }
@@ -281,15 +305,19 @@ impl Session {
             return Err(Violation::VersionsDiffer);
         }
         let version = versions.common(Versions::OURS).ok_or(Violation::NoCommonVersion(versions))?;
+        check_peer_version(hello.role, version)?;
+        (self.role, self.version) = (hello.role, version);
         self.credits_out = Credits::new(hello.credits);
         self.piece_out_max = hello.piece_bytes_max;
-        self.phase = Phase::HelloPending(version);
+        self.phase = Phase::HelloPending;
         Ok(Event::Hello(hello))
     }
 
-    fn on_ack(&mut self, ack: HelloAck) -> Result<Event, Violation> {
+    fn on_ack(&mut self, offered: Versions, ack: HelloAck) -> Result<Event, Violation> {
         let chosen = Versions { min: ack.version, max: ack.version };
-        chosen.common(Versions::OURS).ok_or(Violation::NoCommonVersion(chosen))?;
+        let version = chosen.common(offered).and_then(|_| chosen.common(Versions::OURS));
+        self.version = version.ok_or(Violation::NoCommonVersion(chosen))?;
+        check_peer_version(self.role, self.version)?;
         self.credits_out = Credits::new(ack.credits);
         self.piece_out_max = ack.piece_bytes_max;
         self.requests_max = ack.requests_max;
@@ -325,8 +353,21 @@ impl Session {
         Event::GoAway { reason, abandoned }
     }
 
+    /// Whether a frame of this type may be on this connection at all.
+    fn check_spoken(&self, frame_type: FrameType) -> Result<(), Violation> {
+        let needs = frame_type.version();
+        if needs > self.version {
+            return Err(Violation::NotInVersion { frame_type, needs, version: self.version });
+        }
+        if frame_type.is_between_peers() && self.role != Role::Peer {
+            return Err(Violation::NotOfThisRole(frame_type));
+        }
+        Ok(())
+    }
+
     /// A frame of the side that makes the requests.
     fn on_asking(&mut self, request: RequestId, message: Message) -> Result<Option<Event>, Violation> {
+        self.check_spoken(message.frame_type())?;
         if let Some(new) = Request::opened_by(&message) {
             return self.on_request(request, message, new);
         }
@@ -361,6 +402,7 @@ impl Session {
 
     /// A frame of the side that answers.
     fn on_answer(&mut self, request: RequestId, message: Message) -> Result<Event, Violation> {
+        self.check_spoken(message.frame_type())?;
         let Some(open) = self.requests.get_mut(&request.0) else {
             return Err(Violation::UnknownRequest(request));
         };
@@ -396,6 +438,14 @@ impl Session {
     fn is_late(&self, request: RequestId) -> bool {
         !request.0.is_multiple_of(2) && request.0 <= self.request_highest
     }
+}
+
+/// Peers have messages for each other that earlier versions lack.
+fn check_peer_version(role: Role, version: u8) -> Result<(), Violation> {
+    if role == Role::Peer && version < VERSION_OF_PEERS {
+        return Err(Violation::PeerTooOld { version });
+    }
+    Ok(())
 }
 
 /// Whether a frame of this type belongs to a request that an earlier frame opened.

@@ -2,7 +2,7 @@
 
 use crate::error::{DecodeError, EncodeError, ErrorCode, ErrorReply};
 use crate::frame::RequestId;
-use crate::limits::{CREDITS_MAX, VERSION_MAX, VERSION_MIN};
+use crate::limits::{CREDITS_MAX, VERSION_MAX, VERSION_MIN, VERSION_OF_PEERS};
 use crate::message::FrameType;
 use crate::preface::Versions;
 
@@ -36,6 +36,25 @@ pub enum Violation {
     /// Both sides speak, but no version in common.
     #[error("no version in common: the other side speaks {} to {}, this one {VERSION_MIN} to {VERSION_MAX}", .0.min, .0.max)]
     NoCommonVersion(Versions),
+    /// The version that both sides speak does not have this frame.
+    #[error("{} needs version {needs} of the protocol, and this connection speaks version {version}", .frame_type.name())]
+    NotInVersion {
+        /// The frame.
+        frame_type: FrameType,
+        /// The first version that has it.
+        needs: u8,
+        /// The version that both sides speak.
+        version: u8,
+    },
+    /// Only peers say this to each other, and HELLO did not name this role.
+    #[error("{} is for peers only", .0.name())]
+    NotOfThisRole(FrameType),
+    /// Peers must have the messages between peers.
+    #[error("peers need version {VERSION_OF_PEERS} of the protocol, and both sides together speak version {version}")]
+    PeerTooOld {
+        /// The version that both sides speak.
+        version: u8,
+    },
 }
 
 /// Why a session is over.
@@ -56,7 +75,9 @@ impl SessionError {
     /// What to tell the other side before closing.
     pub fn reply(&self) -> ErrorReply {
         let code = match self {
-            SessionError::Violation(Violation::NoCommonVersion(_)) => ErrorCode::Unsupported,
+            SessionError::Violation(Violation::NoCommonVersion(_) | Violation::PeerTooOld { .. }) => {
+                ErrorCode::Unsupported
+            }
             _ => ErrorCode::ProtocolError,
         };
         ErrorReply::new(code, self.to_string())

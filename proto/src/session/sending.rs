@@ -14,7 +14,8 @@ use crate::preface;
 impl Session {
     /// The side that connects: appends preface and HELLO.
     pub fn connecting(hello: Hello, out: &mut BytesMut) -> Result<Session, EncodeError> {
-        let mut session = Session::new(Side::Connecting, Phase::AwaitAck);
+        let mut session = Session::new(Side::Connecting, Phase::AwaitAck(hello.versions));
+        session.role = hello.role;
         let mut frame = BytesMut::new();
         session.piece_in_max = hello.piece_bytes_max;
         let (versions, credits) = (hello.versions, hello.credits);
@@ -28,8 +29,10 @@ impl Session {
     /// Accepts the HELLO that came: appends HELLO_ACK. The version is the session's choice; what `ack` says is not
     /// looked at.
     pub fn accept(&mut self, mut ack: HelloAck, out: &mut BytesMut) -> Result<(), SendError> {
-        let Phase::HelloPending(version) = self.phase else { return Err(SendError::NotOpen) };
-        ack.version = version;
+        if self.phase != Phase::HelloPending {
+            return Err(SendError::NotOpen);
+        }
+        ack.version = self.version;
         let (piece_bytes_max, credits, requests_max) = (ack.piece_bytes_max, ack.credits, ack.requests_max);
         Message::from(ack).encode(RequestId::CONNECTION, out)?;
         self.piece_in_max = piece_bytes_max;
@@ -45,6 +48,7 @@ impl Session {
         self.check_open()?;
         let new = Request::opened_by(&message).filter(|_| self.side == Side::Connecting);
         let new = new.ok_or(SendError::NotNow(Violation::NotNow(message.frame_type())))?;
+        self.check_spoken(message.frame_type()).map_err(SendError::NotNow)?;
         if self.request_last.is_some() {
             return Err(SendError::GoingAway);
         }

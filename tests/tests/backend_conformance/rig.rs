@@ -51,7 +51,8 @@ impl Rig {
         };
         let (health, metrics) = (Health::new(), Metrics::new(1, "test"));
         let options = SidecarOptions {
-            backend,
+            backend: Some(backend),
+            cluster: None,
             tuning,
             admin: MetricsOptions::default(),
             metrics: metrics.clone(),

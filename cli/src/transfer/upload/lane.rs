@@ -98,9 +98,8 @@ async fn open(peer: &Peer, begin: &PutBegin) -> Result<(Session, RequestId, PutR
             Ok(opened) => return Ok(opened),
             Err(error) => error,
         };
-        let is_absent = matches!(error, ClientError::Connect { .. });
         match backoff.next(&error) {
-            Some(delay) if !is_absent => rt::time::sleep(delay).await,
+            Some(delay) if !peer.is_absent(&error) => rt::time::sleep(delay).await,
             _ => return Err(error),
         }
     }

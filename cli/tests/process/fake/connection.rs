@@ -15,7 +15,7 @@ use dfstore_proto::object::{ObjectMeta, Source};
 use dfstore_proto::session::{Event, Session};
 
 use super::state::{State, Upload, not_found};
-use super::{PIECE_BYTES, lock, name};
+use super::{PIECE_BYTES, cluster, lock, name};
 
 /// The connection has ended, on purpose or not.
 struct Ended;
@@ -133,7 +133,11 @@ impl Connection {
         let state = self.state.clone();
         let mut state = lock(&state);
         state.log.push(message.frame_type().name());
-        if let Some(refusal) = state.faults.refusals.pop_front() {
+        let mut refusal = state.faults.refusals.pop_front();
+        if refusal.is_none() && !matches!(message, Message::List(_)) {
+            refusal = state.faults.refusals_after_list.pop_front();
+        }
+        if let Some(refusal) = refusal {
             self.answer(request, Err(refusal));
             return Ok(());
         }
@@ -164,6 +168,15 @@ impl Connection {
                     Ok(upload.ready.into())
                 }
             },
+            Message::Where(asked) => state.find(&asked.target).map(Message::from),
+            Message::Nodes(asked) => Ok(state.page(&asked.after).into()),
+            Message::Prefetch(asked) => {
+                state = cluster::wait_for_others(state);
+                let answer = state.work(&asked.target, asked.scope);
+                state.together -= 1;
+                answer.map(Message::from)
+            }
+            Message::Evict(asked) => state.work(&asked.target, asked.scope).map(Message::from),
             other => panic!("unexpected {other:?}"),
         };
         self.answer(request, answer);

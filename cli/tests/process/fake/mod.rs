@@ -3,6 +3,7 @@
 //! It answers only what the session state machine of `dfstore-proto` allows, so a client that breaks a rule fails its
 //! test. Nothing here sleeps: where a test has to catch the client in the middle, the fake stops at a [`Gate`].
 
+mod cluster;
 mod connection;
 mod gate;
 mod state;
@@ -13,7 +14,7 @@ use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use dfstore_proto::error::ErrorReply;
-use dfstore_proto::message::{PutBegin, Target};
+use dfstore_proto::message::{HolderInfo, NodeFailure, NodeInfo, PutBegin, Target};
 use dfstore_proto::object::ObjectMeta;
 
 pub use gate::Gate;
@@ -49,8 +50,18 @@ pub struct Faults {
     pub replace_on_read: Option<Vec<u8>>,
     /// The next requests of any kind are refused.
     pub refusals: VecDeque<ErrorReply>,
+    /// The next requests but LIST are refused.
+    pub refusals_after_list: VecDeque<ErrorReply>,
     /// The first piece, in or out, stops here.
     pub gate: Option<Gate>,
+    /// These many connections are closed without a word, once a piece was lost by `broken_writes`.
+    pub hangups: usize,
+    /// Durable copies that PUT_DONE tells, instead of all that were asked for.
+    pub copies: Option<u32>,
+    /// Nodes that do not prefetch or evict the object with this key.
+    pub failures: Vec<(&'static str, NodeFailure)>,
+    /// No PREFETCH is answered before so many are there.
+    pub together: usize,
 }
 
 /// A running fake peer. Its threads end with the process.
@@ -69,6 +80,9 @@ impl Fake {
             for stream in listener.incoming().flatten() {
                 let state = shared.clone();
                 lock(&state).connections += 1;
+                if lock(&state).hangs_up() {
+                    continue;
+                }
                 std::thread::spawn(move || {
                     let watched = state.clone();
                     let serve = AssertUnwindSafe(|| Connection::new(stream, state).serve());
@@ -115,6 +129,30 @@ impl Fake {
 
     pub fn begins(&self) -> Vec<PutBegin> {
         lock(&self.state).begins.clone()
+    }
+
+    /// The peer belongs to a cluster of these nodes, and is the first of them.
+    pub fn in_cluster(self, nodes: Vec<NodeInfo>) -> Fake {
+        lock(&self.state).nodes = nodes;
+        self
+    }
+
+    /// Each object is held by these nodes.
+    pub fn held_by(self, holders: Vec<HolderInfo>) -> Fake {
+        lock(&self.state).holders = holders;
+        self
+    }
+
+    /// Keys that were prefetched or evicted on all nodes, in order of their names.
+    pub fn worked_on(&self) -> Vec<String> {
+        let mut keys = lock(&self.state).worked_on.clone();
+        keys.sort();
+        keys
+    }
+
+    /// Most PREFETCH requests that were in flight at once.
+    pub fn together_most(&self) -> usize {
+        lock(&self.state).together_most
     }
 
     pub fn uploads_open(&self) -> usize {

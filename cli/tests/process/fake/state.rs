@@ -1,12 +1,13 @@
 //! What the fake holds: objects, uploads, faults still to happen, and what was asked of it. No I/O.
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::Arc;
+use std::sync::{Arc, Condvar};
 
 use dfstore_proto::crc::whole_crc32;
 use dfstore_proto::error::{ErrorCode, ErrorReply};
 use dfstore_proto::message::{
-    List, ListEntry, ListOk, ListPage, PutBegin, PutDone, PutReady, Target, VersionInfo, VersionState, WrittenTo,
+    HolderInfo, List, ListEntry, ListOk, ListPage, NodeInfo, PutBegin, PutDone, PutReady, Target, VersionInfo,
+    VersionState, WrittenTo,
 };
 use dfstore_proto::object::{ObjectMeta, Source};
 
@@ -24,6 +25,15 @@ pub struct State {
     pub begins: Vec<PutBegin>,
     /// Connections on which the client broke a rule: their threads have panicked and said which.
     pub violations: usize,
+    /// Nodes of the cluster, this peer first; empty for a peer that is alone.
+    pub nodes: Vec<NodeInfo>,
+    pub holders: Vec<HolderInfo>,
+    pub worked_on: Vec<String>,
+    /// PREFETCH requests in flight, and the most there were.
+    pub together: usize,
+    pub together_most: usize,
+    /// Tells those that wait for each other that another one has come.
+    pub arrived: Arc<Condvar>,
 }
 
 pub struct Upload {
@@ -33,6 +43,13 @@ pub struct Upload {
 }
 
 impl State {
+    /// Whether the connection that has come is closed without a word.
+    pub fn hangs_up(&mut self) -> bool {
+        let hangs_up = self.faults.hangups > 0 && self.faults.broken_writes.is_empty();
+        self.faults.hangups -= usize::from(hangs_up);
+        hangs_up
+    }
+
     pub fn store(&mut self, name: &Name, data: Vec<u8>, meta: ObjectMeta) -> Object {
         self.generation += 1;
         let generation = self.generation;
@@ -105,8 +122,9 @@ impl State {
         if data.len() as u64 != length || crc32fast::hash(&data) != crc32 {
             return Err(ErrorReply::new(ErrorCode::InvalidArgument, "length or CRC32 of the whole is wrong"));
         }
+        let replicas = self.faults.copies.unwrap_or(1 + upload.begin.ack_peers);
         let object = self.store(&name(&upload.begin.target), data, upload.begin.meta);
-        Ok(PutDone { generation: object.generation, etag: object.meta.etag, written_to: WrittenTo::Local, replicas: 1 })
+        Ok(PutDone { generation: object.generation, etag: object.meta.etag, written_to: WrittenTo::Local, replicas })
     }
 }
 

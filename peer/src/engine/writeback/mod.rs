@@ -14,14 +14,17 @@ mod send;
 use std::rc::Rc;
 use std::time::Duration;
 
+use dfstore_proto::message::{Standing as Verdict, VersionState};
+use dfstore_proto::object::ObjectMeta;
+
 pub use queue::{Entry, Queue};
 pub use send::Outgoing;
 
 use crate::catalog::{Change, Durability, TaskState, WriteBackKind, WriteBackRecord};
 use crate::engine::error::ObjectError;
 use crate::engine::owner::Owner;
-use crate::engine::version::Version;
-use crate::limits::{WRITEBACK_OBJECTS_MAX, WRITEBACK_RETRY_DELAY, WRITEBACK_RETRY_DELAY_MAX};
+use crate::engine::version::{Task, Version};
+use crate::limits::{OLD_READERS_WAIT, WRITEBACK_OBJECTS_MAX, WRITEBACK_RETRY_DELAY, WRITEBACK_RETRY_DELAY_MAX};
 use crate::rt::shard::spawn_local;
 use crate::rt::time::unix_ms;
 
@@ -37,6 +40,13 @@ pub fn new_record(kind: WriteBackKind, generation: u64, now_ms: u64) -> WriteBac
         dead: false,
         upload: None,
     }
+}
+
+/// How far an attempt has come.
+enum Progress {
+    Done,
+    /// It is another peer's turn, or a reader's: looked at again later, and nothing has failed.
+    Waiting,
 }
 
 /// Carries out the queue of one shard; never ends.
@@ -58,10 +68,13 @@ impl Owner {
             self.queue.finish(&entry, None);
             return;
         };
-        let kind = entry.record.borrow().kind;
-        let result = match kind {
-            WriteBackKind::Delete => self.tell_delete(&version, &entry).await,
-            WriteBackKind::Put => self.tell_put(&version, &entry).await,
+        let result = match self.carry_out(&version, &entry).await {
+            Ok(Progress::Done) => Ok(()),
+            Ok(Progress::Waiting) => {
+                self.queue.put_off(&entry, unix_ms().saturating_add(entry.next_look_ms()));
+                return;
+            }
+            Err(error) => Err(error),
         };
         match result {
             Ok(()) => {
@@ -73,7 +86,40 @@ impl Owner {
         }
     }
 
+    /// Tells the backend, or the home, which tells the backend.
+    async fn carry_out(self: &Rc<Self>, version: &Rc<Version>, entry: &Rc<Entry>) -> Result<Progress, ObjectError> {
+        if self.is_away(&version.task)
+            && let Some(told) = self.tell_home(&entry.task, version, 0).await?
+        {
+            self.take_verdict(&entry.task, version, &told).await;
+            let is_over = told.state == VersionState::Clean || told.standing == Verdict::Superseded;
+            if is_over && version.state.get() == TaskState::Deleted {
+                self.drop_tombstone(version, entry).await?;
+            }
+            return Ok(if is_over { Progress::Done } else { Progress::Waiting });
+        }
+        let kind = entry.record.borrow().kind;
+        match kind {
+            WriteBackKind::Delete => self.tell_delete(version, entry).await.map(|()| Progress::Done),
+            WriteBackKind::Put if self.has_readers_of_the_backend(&entry.task, entry) => Ok(Progress::Waiting),
+            WriteBackKind::Put => self.tell_put(version, entry).await.map(|()| Progress::Done),
+        }
+    }
+
+    /// Whether someone still reads the version that the backend has, and needs the backend for the rest of it. They are
+    /// waited for, for a while.
+    fn has_readers_of_the_backend(&self, task: &Task, entry: &Entry) -> bool {
+        let waited_ms = u128::from(unix_ms().saturating_sub(entry.record.borrow().queued_at_ms));
+        let retired = self.retired.borrow();
+        let mut older = retired.iter().filter(|((id, _), _)| *id == task.target.task).map(|(_, version)| version);
+        waited_ms < OLD_READERS_WAIT.as_millis()
+            && older.any(|version| version.is_clean() && !version.is_whole() && version.is_read())
+    }
+
     async fn tell_put(self: &Rc<Self>, version: &Rc<Version>, entry: &Rc<Entry>) -> Result<(), ObjectError> {
+        if self.cluster.is_some() {
+            self.copy_here(version).await?;
+        }
         let outgoing = Outgoing {
             name: entry.task.target.name.clone(),
             meta: version.meta.borrow().clone(),
@@ -84,24 +130,43 @@ impl Owner {
         if !version.is_whole() {
             return Err(ObjectError::Internal(format!("{} is not whole on disk", outgoing.name)));
         }
-        let meta = self.send(&outgoing, Some(entry)).await?;
-        let _commit = entry.task.commit_lock.lock().await;
-        if !entry.task.is_current(version) {
-            return Ok(());
+        let meta = match self.find_sent(&outgoing, entry).await {
+            Some(meta) => meta,
+            None => self.send(&outgoing, Some(entry)).await?,
+        };
+        self.become_clean(&entry.task, version, meta).await;
+        tracing::debug!(object = %outgoing.name, generation = version.generation, "written back");
+        Ok(())
+    }
+
+    /// What the backend has, if it is this very content: an attempt before, or another peer, may have sent it and not
+    /// seen the answer. Only asked where there was such an attempt.
+    async fn find_sent(&self, outgoing: &Outgoing, entry: &Entry) -> Option<ObjectMeta> {
+        if !entry.may_be_sent() || outgoing.meta.digest.is_empty() {
+            return None;
+        }
+        let there = self.context.backend.head(outgoing.name.clone()).await.ok()?;
+        let is_same = there.digest == outgoing.meta.digest && there.length == outgoing.meta.length;
+        is_same.then_some(there)
+    }
+
+    /// The backend has a version now that it did not have before.
+    pub async fn become_clean(self: &Rc<Self>, task: &Rc<Task>, version: &Rc<Version>, meta: ObjectMeta) {
+        let _commit = task.commit_lock.lock().await;
+        if !task.is_current(version) {
+            return;
         }
         version.meta.replace(meta);
         version.state.set(TaskState::Clean);
         version.validated_at_ms.set(unix_ms());
-        let changes = vec![self.record_change(&entry.task, version), Change::RemoveWriteBack { task: version.task }];
+        let changes = vec![self.record_change(task, version), Change::RemoveWriteBack { task: version.task }];
         if let Err(error) = self.context.catalog.commit(changes, Durability::Durable).await {
             // After a restart it counts as dirty and is sent once more: the same bytes.
-            tracing::warn!(%error, object = %outgoing.name, "the catalog did not take the end of a write-back");
+            tracing::warn!(%error, object = %task.target.name, "the catalog did not take the end of a write-back");
         }
         // Still current, no longer pending: every question under way is now out of date.
-        self.publish(&entry.task, Some(version.clone()));
+        self.publish(task, Some(version.clone()));
         version.dirty.take();
-        tracing::debug!(object = %outgoing.name, generation = version.generation, "written back");
-        Ok(())
     }
 
     async fn tell_delete(self: &Rc<Self>, version: &Rc<Version>, entry: &Rc<Entry>) -> Result<(), ObjectError> {
@@ -126,6 +191,9 @@ impl Owner {
             let changes = vec![Change::RemoveTask { task }, Change::RemoveWriteBack { task }];
             self.context.catalog.commit(changes, Durability::Durable).await?;
             self.publish(&entry.task, None);
+            if self.cluster.is_some() {
+                self.graves.borrow_mut().note(task, version.generation);
+            }
         }
         Ok(())
     }

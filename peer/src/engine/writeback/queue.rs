@@ -10,7 +10,7 @@ use event_listener::Event;
 use crate::catalog::{PartRecord, WriteBackRecord};
 use crate::engine::error::ObjectError;
 use crate::engine::version::Task;
-use crate::limits::WRITEBACK_POLL;
+use crate::limits::{WRITEBACK_LOOK_DELAY, WRITEBACK_LOOK_DELAY_MAX, WRITEBACK_POLL};
 use crate::rt::mailbox::oneshot;
 use crate::rt::time::timeout;
 
@@ -42,6 +42,8 @@ pub struct Entry {
     pub parts: RefCell<BTreeMap<u32, PartRecord>>,
     due_ms: Cell<u64>,
     aside: Cell<bool>,
+    looks: Cell<u32>,
+    restored: bool,
     waiters: RefCell<Vec<oneshot::Sender<Outcome>>>,
 }
 
@@ -66,6 +68,20 @@ impl Entry {
         self.waiters.borrow().iter().any(|waiter| !waiter.is_canceled())
     }
 
+    /// Whether the backend may have it although nobody here knows.
+    pub fn may_be_sent(&self) -> bool {
+        self.restored || self.record.borrow().attempts > 0 || self.looks.get() > 0
+    }
+
+    /// How long to wait before the next look at what another peer does, in milliseconds: a little longer each time.
+    pub fn next_look_ms(&self) -> u64 {
+        let looks = self.looks.get();
+        self.looks.set(looks.saturating_add(1));
+        let first = u64::try_from(WRITEBACK_LOOK_DELAY.as_millis()).unwrap_or(u64::MAX);
+        let last = u64::try_from(WRITEBACK_LOOK_DELAY_MAX.as_millis()).unwrap_or(u64::MAX);
+        first.saturating_mul(1 << looks.min(10)).min(last)
+    }
+
     /// Notes a failed attempt; gives the number of attempts and the record to keep.
     pub fn note_failure(&self, error: &ObjectError, dead: bool) -> (u32, WriteBackRecord) {
         let mut record = self.record.borrow_mut();
@@ -80,6 +96,15 @@ impl Queue {
     /// Adds the entry of a version that has just become current (or was found in the catalog). It takes the place of
     /// an entry of the same task.
     pub fn push(&self, task: Rc<Task>, record: WriteBackRecord, parts: BTreeMap<u32, PartRecord>) {
+        self.push_entry(task, record, parts, false);
+    }
+
+    /// As [`push`](Self::push), for an entry that another run of this program, or another peer, may have carried out.
+    pub fn restore(&self, task: Rc<Task>, record: WriteBackRecord, parts: BTreeMap<u32, PartRecord>) {
+        self.push_entry(task, record, parts, true);
+    }
+
+    fn push_entry(&self, task: Rc<Task>, record: WriteBackRecord, parts: BTreeMap<u32, PartRecord>, restored: bool) {
         self.remove(&task);
         let id = task.target.task;
         let entry = Rc::new(Entry {
@@ -89,10 +114,19 @@ impl Queue {
             parts: RefCell::new(parts),
             due_ms: Cell::new(0),
             aside: Cell::new(false),
+            looks: Cell::new(0),
+            restored,
             waiters: RefCell::default(),
         });
         self.ready.borrow_mut().insert(entry.key());
         self.entries.borrow_mut().insert(id, entry);
+        self.changed.notify(usize::MAX);
+    }
+
+    /// Everything that was put off is due now: whoever it waited for may be gone.
+    pub fn hurry(&self) {
+        let delayed = std::mem::take(&mut *self.delayed.borrow_mut());
+        self.ready.borrow_mut().extend(delayed.into_iter().map(|(_, key)| key));
         self.changed.notify(usize::MAX);
     }
 

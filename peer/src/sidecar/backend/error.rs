@@ -59,6 +59,9 @@ pub enum BackendErrorKind {
     /// The answer is not what was asked for: short, long or misplaced body, or a checksum that does not match.
     #[error("bad answer")]
     BadAnswer,
+    /// Nobody has told yet which backend there is.
+    #[error("no manager has told how to reach it yet")]
+    NotConfigured,
     /// A defect on our side, or the sidecar has ended.
     #[error("internal")]
     Internal,
@@ -81,6 +84,7 @@ impl BackendErrorKind {
             BackendErrorKind::InvalidArgument
             | BackendErrorKind::RangeNotSatisfiable
             | BackendErrorKind::BucketExists
+            | BackendErrorKind::NotConfigured
             | BackendErrorKind::Internal => BackendOutcome::Other,
         }
     }
@@ -95,6 +99,7 @@ impl BackendErrorKind {
                 | BackendErrorKind::Unreachable
                 | BackendErrorKind::Unavailable
                 | BackendErrorKind::Timeout
+                | BackendErrorKind::NotConfigured
                 | BackendErrorKind::BadAnswer
         )
     }
@@ -106,6 +111,7 @@ impl BackendErrorKind {
             BackendErrorKind::Unreachable
                 | BackendErrorKind::Unavailable
                 | BackendErrorKind::Timeout
+                | BackendErrorKind::NotConfigured
                 | BackendErrorKind::SlowDown { .. }
         )
     }

@@ -1,17 +1,19 @@
 //! How other threads ask the backend: a cloneable handle that sends closed messages to the sidecar.
 //!
 //! Owns the message enum `Call`. A caller that drops its future cancels the request. When the sidecar has ended,
-//! every call fails with `Internal`.
+//! every call fails with `Internal`; while nobody has told which backend there is, with `NotConfigured`.
 
 use std::sync::Arc;
 
 use dfstore_proto::ids::ObjectName;
 use dfstore_proto::object::ObjectMeta;
 
+use super::configured::Configured;
 use super::error::{BackendError, BackendErrorKind};
 use super::{
     Backend, BodySource, Fetched, GetRequest, ListPage, ListRequest, PutRequest, Result, Stored, Upload, UploadedPart,
 };
+use crate::config::{BackendDescription, BackendOptions};
 use crate::metrics::BackendOperation;
 use crate::rt::arena::SlotMut;
 use crate::rt::mailbox::{Sender, oneshot};
@@ -80,11 +82,30 @@ async fn finish<T>(mut reply: Reply<T>, work: impl Future<Output = Result<T>>) {
 
 /// The backend, for the other threads. Clones share the mailbox.
 #[derive(Clone)]
-pub struct BackendHandle(Sender<Call>);
+pub struct BackendHandle {
+    calls: Sender<Call>,
+    configured: Configured,
+}
 
 impl BackendHandle {
-    pub(in crate::sidecar) fn new(sender: Sender<Call>) -> BackendHandle {
-        BackendHandle(sender)
+    pub(in crate::sidecar) fn new(calls: Sender<Call>, configured: Configured) -> BackendHandle {
+        BackendHandle { calls, configured }
+    }
+
+    /// Uses this backend from now on; requests in flight end on the one before. The same options change nothing.
+    /// Tells whether it is another one.
+    pub fn configure(&self, options: BackendOptions) -> bool {
+        self.configured.set(options)
+    }
+
+    /// Which backend is used; `None` while nobody has told.
+    pub fn options(&self) -> Option<Arc<BackendOptions>> {
+        self.configured.options()
+    }
+
+    /// What clients may know about it; all empty while nobody has told.
+    pub fn description(&self) -> BackendDescription {
+        self.options().map(|options| options.description()).unwrap_or_default()
     }
 
     /// Attributes of an object.
@@ -184,7 +205,11 @@ impl BackendHandle {
         target: String,
         make: impl FnOnce(Reply<T>) -> Call,
     ) -> Result<T> {
-        match self.0.call(make).await {
+        if !self.configured.is_set() {
+            let kind = BackendErrorKind::NotConfigured;
+            return Err(BackendError { kind, operation, target, message: String::new() });
+        }
+        match self.calls.call(make).await {
             Ok(result) => result,
             Err(closed) => {
                 let message = closed.to_string();

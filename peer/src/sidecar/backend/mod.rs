@@ -8,6 +8,7 @@
 
 mod body;
 mod client;
+pub(in crate::sidecar) mod configured;
 pub mod error;
 mod failure;
 pub mod handle;

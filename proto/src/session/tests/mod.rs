@@ -1,11 +1,14 @@
 //! Two sessions joined in memory: what one sends, the other receives, cut at every border.
 
+mod versions;
+
 use bytes::BytesMut;
 
 use super::*;
 use crate::crc::WholeCrc;
 use crate::error::ErrorCode;
 use crate::ids::{ObjectName, TaskId};
+use crate::limits::VERSION_MAX;
 use crate::message::{
     CreateBucket, Credit, Delete, Done, Open, PieceAck, PutAbort, PutBegin, PutCommit, PutDone, PutJoin, PutLeave,
     PutReady, Read, ReadEnd, Role, Route, Stat, Target, Token, WrittenTo,
@@ -86,7 +89,7 @@ fn feed(session: &mut Session, bytes: &[u8]) -> Result<Vec<Event>, SessionError>
         session.take_raw(&mut input);
         match session.receive(&mut input)? {
             Some(event) => events.push(event),
-            None if input.is_empty() || matches!(session.phase, Phase::HelloPending(_)) => return Ok(events),
+            None if input.is_empty() || matches!(session.phase, Phase::HelloPending) => return Ok(events),
             None => {}
         }
     }
@@ -105,7 +108,7 @@ impl Pair {
         assert_eq!(feed(&mut server, &wire).unwrap(), [Event::Hello(hello(client_credits))]);
         wire.clear();
         server.accept(ack(server_credits, requests_max), &mut wire).unwrap();
-        let accepted = HelloAck { version: 1, ..ack(server_credits, requests_max) };
+        let accepted = HelloAck { version: VERSION_MAX, ..ack(server_credits, requests_max) };
         assert_eq!(feed(&mut client, &wire).unwrap(), [Event::Accepted(accepted)]);
         assert!(client.is_open() && server.is_open());
         Pair { client, server }
@@ -383,44 +386,6 @@ fn ping_gives_pong_and_error_about_the_connection_closes_it() {
     assert_eq!(pair.client.receive(&mut input), Ok(Some(Event::Closed(error))));
     assert_eq!(pair.client.ping(1, &mut wire), Err(SendError::NotOpen));
     assert_eq!(pair.server.pong(1, &mut wire), Err(SendError::NotOpen));
-}
-
-#[test]
-fn nothing_but_hello_opens_a_connection() {
-    let mut wire = BytesMut::new();
-    wire.extend_from_slice(&preface::encode(Versions::OURS));
-    Message::Ping(crate::message::Ping { nonce: 1 }).encode(RequestId::CONNECTION, &mut wire).unwrap();
-    assert_eq!(feed(&mut Session::accepting(), &wire), Err(Violation::NotNow(FrameType::Ping).into()));
-    let error = feed(&mut Session::accepting(), b"GET / HTTP/1.1\r\n").unwrap_err();
-    assert_eq!(error, crate::error::DecodeError::BadPreface.into());
-    let mut client = Session::connecting(hello(0), &mut wire).unwrap();
-    assert_eq!(client.request(read(0, 1), &mut wire), Err(SendError::NotOpen));
-    let error = feed(&mut client, b"HTTP/1.1 400 Bad Request\r\n\r\n").unwrap_err();
-    assert_eq!(error, crate::error::DecodeError::SpeaksHttp.into());
-}
-
-#[test]
-fn versions_without_overlap_are_refused_as_unsupported() {
-    let later = Versions { min: 2, max: 3 };
-    let error = feed(&mut Session::accepting(), &preface::encode(later)).unwrap_err();
-    assert_eq!(error, Violation::NoCommonVersion(later).into());
-    assert_eq!(error.reply().code, ErrorCode::Unsupported);
-    let mut wire = BytesMut::new();
-    wire.extend_from_slice(&preface::encode(Versions { min: 1, max: 9 }));
-    Message::from(hello(0)).encode(RequestId::CONNECTION, &mut wire).unwrap();
-    assert_eq!(feed(&mut Session::accepting(), &wire), Err(Violation::VersionsDiffer.into()));
-}
-
-#[test]
-fn a_newer_side_is_spoken_to_in_the_common_version() {
-    let wide = Hello { versions: Versions { min: 1, max: 9 }, ..hello(0) };
-    let mut wire = BytesMut::new();
-    let mut client = Session::connecting(wide, &mut wire).unwrap();
-    let mut server = Session::accepting();
-    assert_eq!(feed(&mut server, &wire).unwrap().len(), 1);
-    wire.clear();
-    server.accept(ack(0, 1), &mut wire).unwrap();
-    assert!(matches!(&feed(&mut client, &wire).unwrap()[..], [Event::Accepted(ack)] if ack.version == 1));
 }
 
 #[test]

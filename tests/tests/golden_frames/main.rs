@@ -4,6 +4,8 @@
 //! keeps the seed corpus of the fuzz target `decoder` and the tables of the specification in step with the code.
 //! `DFSTORE_BLESS=1 cargo test --workspace --test golden_frames` writes the files anew.
 
+mod cluster;
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
@@ -188,7 +190,7 @@ fn about_reads_and_writes() -> Vec<(&'static str, u64, Message)> {
 }
 
 fn messages() -> Vec<(&'static str, u64, Message)> {
-    [about_connection(), about_objects(), about_reads_and_writes()].concat()
+    [about_connection(), about_objects(), about_reads_and_writes(), cluster::messages()].concat()
 }
 
 fn piece() -> (PieceHead, &'static [u8]) {
@@ -209,6 +211,7 @@ fn encoded() -> BTreeMap<&'static str, Vec<u8>> {
     let (head, raw) = piece();
     frames.insert("piece", [&head.frame(RequestId(13))[..], raw].concat());
     frames.insert("preface", preface::encode(Versions { min: 1, max: 1 }).to_vec());
+    frames.insert("preface_2", preface::encode(Versions { min: 1, max: 2 }).to_vec());
     frames
 }
 
@@ -342,7 +345,9 @@ fn specification_states_the_limits_of_the_code() {
     }
     check!(CONTROL_BYTES_MAX HELLO_BYTES_MAX PIECE_BYTES_MAX REQUESTS_MAX CREDITS_MAX OBJECT_BYTES_MAX KEY_BYTES_MAX
         BUCKET_BYTES_MAX QUERY_BYTES_MAX ATTRIBUTE_BYTES_MAX ETAG_BYTES_MAX TOKEN_BYTES_MAX NAME_BYTES_MAX
-        ERROR_MESSAGE_BYTES_MAX ERROR_DETAIL_BYTES_MAX LIST_ENTRIES_MAX DELIMITER_BYTES_MAX SOURCES_MAX SHARDS_MAX);
+        ERROR_MESSAGE_BYTES_MAX ERROR_DETAIL_BYTES_MAX LIST_ENTRIES_MAX DELIMITER_BYTES_MAX SOURCES_MAX SHARDS_MAX
+        SESSION_TOKEN_BYTES_MAX ADDRESS_BYTES_MAX RUNS_MAX RUNS_SHOWN_MAX PARENTS_MAX SUGGESTED_MAX COUNTS_MAX
+        BOOTSTRAP_MAX NODES_MAX);
 }
 
 #[test]

@@ -1,0 +1,315 @@
+//! What the home of a task answers to the other peers, and what a seed remembers for the home.
+//!
+//! A request from a peer is answered as if this peer were the home, and never sent on: so nothing goes in circles while
+//! peers see different members. Before a home says anything about a task for the first time since the set of seeds
+//! changed, it asks the other seeds what they know of it ([`Owner::settle`]): one of them may have been the home before.
+//! Of two versions the higher generation wins. What is learnt of a version that the backend does not have is durable
+//! before it is answered.
+
+use std::rc::Rc;
+use std::sync::Arc;
+
+use dfstore_proto::message::{
+    Duty, KnownVersion, Locate, Message, Publish, PublishOk, Published, Recall, Recalled, Reserved, Standing as Verdict, Track,
+    VersionRecord, VersionState,
+};
+use dfstore_proto::object::ObjectMeta;
+use futures_util::future::join_all;
+
+use crate::catalog::{Change, Durability, TaskState, WriteBackKind};
+use crate::engine::cluster::Place;
+use crate::engine::error::ObjectError;
+use crate::engine::locate::source_at_home;
+use crate::engine::owner::Owner;
+use crate::engine::request::Target;
+use crate::engine::version::{Task, Version};
+use crate::engine::writeback::new_record;
+use crate::limits::{HOMES_ASKED_MAX, REPLICAS_WAIT};
+use crate::membership::Node;
+use crate::rt::time::{since_start, timeout, unix_ms};
+
+impl Owner {
+    /// LOCATE: the current version, as this peer decides about it.
+    pub async fn answer_locate(self: &Rc<Self>, asked: Locate) -> Result<Message, ObjectError> {
+        let target = Target::of(asked.target.object);
+        let task = self.task(&target);
+        if task.current().is_none() {
+            task.claimed.replace(asked.known);
+        }
+        let opened = self.open_as_home(&target, asked.no_cache).await?;
+        let mut info = opened.stat.to_info(target.task);
+        if let Ok(version) = self.opened_version(&target.task, info.generation) {
+            version.note_remote_reader();
+            let is_held = self.cluster.as_ref().is_some_and(|cluster| {
+                version.holders.borrow().is_held_by_a_peer(&cluster.members())
+            });
+            info.source = source_at_home(&version, is_held);
+        }
+        Ok(Message::Located(info))
+    }
+
+    /// RECALL: what this peer knows by itself.
+    pub fn answer_recall(&self, asked: &Recall) -> Recalled {
+        let target = Target::of(asked.target.object.clone());
+        let current = self.known(&target.task).and_then(|task| task.current());
+        let Some(version) = current else {
+            // A deletion that is done leaves its number, so that nothing older comes back: there is nothing more of it.
+            let version = self.graves.borrow().generation_of(&target.task).map(deletion);
+            return Recalled { whole: version.is_some(), version, ..Recalled::default() };
+        };
+        Recalled {
+            version: Some(version.to_message()),
+            whole: version.is_whole(),
+            holders: version.holders.borrow().keepers(),
+        }
+    }
+
+    /// RESERVE: the number for a version that is being written.
+    pub async fn answer_reserve(self: &Rc<Self>, target: Target) -> Result<Reserved, ObjectError> {
+        let task = self.task(&target);
+        self.settle_if_home(&task).await?;
+        let generation = task.next_generation(unix_ms()).max(self.graves.borrow().after(&target.task));
+        task.reserve(generation, unix_ms());
+        Ok(Reserved { generation })
+    }
+
+    /// TRACK: notes what a peer has of a version, and tells it whom to ask for the rest.
+    pub fn answer_track(&self, asked: &Track) -> Result<Message, ObjectError> {
+        let version = self.opened_version(&asked.task, asked.generation)?;
+        version.note_remote_reader();
+        let Some(cluster) = &self.cluster else { return Err(ObjectError::Internal("there is no cluster".into())) };
+        let mut holders = version.holders.borrow_mut();
+        let tracked = holders.track(version.piece_count(), asked, &cluster.members(), since_start());
+        Ok(Message::Tracked(tracked))
+    }
+
+    /// PUBLISH: takes a version or deletion in and says what has become of it.
+    pub async fn answer_publish(self: &Rc<Self>, asked: Publish) -> Result<Message, ObjectError> {
+        let target = Target::of(asked.target.object.clone());
+        let task = self.task(&target);
+        match asked.version.kind {
+            Published::Deleted if asked.version.generation == 0 => return self.delete_for_peer(&target).await,
+            Published::Through => return self.write_through(&target, &asked).await,
+            _ => {}
+        }
+        if asked.duty == Duty::Decide {
+            self.settle_if_home(&task).await?;
+        }
+        let verdict = self.learn(&task, &asked.version).await?;
+        if let Some(version) = task.current().filter(|version| version.generation == asked.version.generation) {
+            self.note_holders(&version, &asked);
+            match asked.duty {
+                Duty::Decide => self.spread(&task, &version),
+                Duty::Replicate => self.keep_copy(&task, &version),
+                Duty::Witness => {}
+            }
+            self.wait_for_copies(&version, asked.wait_replicas).await;
+        }
+        Ok(Message::PublishOk(self.standing_of(&task, verdict, asked.version.generation)))
+    }
+
+    fn note_holders(&self, version: &Version, asked: &Publish) {
+        let mut holders = version.holders.borrow_mut();
+        let said = asked.holders.iter().chain(asked.whole.then_some(&asked.node));
+        for node in said.filter(|node| !self.is_me(node)) {
+            holders.note_whole(node, since_start());
+        }
+        drop(holders);
+        version.spread.notify(usize::MAX);
+    }
+
+    /// Whether this is the name of this node.
+    pub fn is_me(&self, node: &str) -> bool {
+        self.cluster.as_ref().is_some_and(|cluster| cluster.me().as_ref() == node)
+    }
+
+    /// Waits until so many nodes hold all of a version, or for a while.
+    pub async fn wait_for_copies(&self, version: &Version, wanted: u16) {
+        let enough = async {
+            while self.copies_of(version) < wanted {
+                version.spread.listen().await;
+            }
+        };
+        if self.copies_of(version) < wanted {
+            let _ = timeout(REPLICAS_WAIT, enough).await;
+        }
+    }
+
+    /// Live nodes that hold all of a version, this one included.
+    pub fn copies_of(&self, version: &Version) -> u16 {
+        let Some(cluster) = &self.cluster else { return 1 };
+        let live = version.holders.borrow().live_keepers(&cluster.members());
+        u16::try_from(live).unwrap_or(u16::MAX).saturating_add(version.is_durable_here().into())
+    }
+
+    fn standing_of(&self, task: &Task, verdict: Verdict, generation: u64) -> PublishOk {
+        let current = task.current();
+        let newest = current.as_ref().map_or(generation, |version| version.generation.max(generation));
+        let Some(version) = current.filter(|version| version.generation == generation) else {
+            let state = VersionState::Clean;
+            let (meta, replicas, replicas_wanted) = (ObjectMeta::default(), 0, 0);
+            return PublishOk { standing: verdict, generation: newest, state, meta, replicas, replicas_wanted };
+        };
+        let state = match version.state.get() {
+            TaskState::Clean => VersionState::Clean,
+            TaskState::Dirty | TaskState::Deleted => VersionState::Dirty,
+            TaskState::Ephemeral => VersionState::Ephemeral,
+        };
+        PublishOk {
+            standing: verdict,
+            generation: newest,
+            state,
+            meta: version.meta.borrow().clone(),
+            replicas: self.copies_of(&version),
+            replicas_wanted: self.replicas_possible(version.replicas.get()),
+        }
+    }
+
+    /// Takes in what another peer knows, unless something newer is known here. What the backend does not have is
+    /// durable when this returns.
+    pub async fn learn(self: &Rc<Self>, task: &Rc<Task>, record: &VersionRecord) -> Result<Verdict, ObjectError> {
+        let _commit = task.commit_lock.lock().await;
+        if let Some(version) = task.current() {
+            if version.generation > record.generation {
+                return Ok(Verdict::Superseded);
+            }
+            if version.generation == record.generation {
+                self.learn_end(task, &version, record).await?;
+                return Ok(Verdict::Current);
+            }
+        }
+        let is_deletion = record.kind == Published::Deleted;
+        if self.graves.borrow().generation_of(&task.target.task).is_some_and(|grave| grave >= record.generation) {
+            return Ok(if is_deletion { Verdict::Current } else { Verdict::Superseded });
+        }
+        let (state, queued) = match record.kind {
+            Published::Dirty | Published::Through => (TaskState::Dirty, Some(WriteBackKind::Put)),
+            Published::Ephemeral => (TaskState::Ephemeral, None),
+            Published::Clean => (TaskState::Clean, None),
+            Published::Deleted => (TaskState::Deleted, Some(WriteBackKind::Delete)),
+        };
+        let version = Version {
+            piece_bytes: record.piece_bytes,
+            ..Version::new(task.target.task, record.generation, record.meta.clone(), state, record.crc32)
+        };
+        version.replicas.set(record.replicas);
+        version.published.set(true);
+        let queued = queued.map(|kind| new_record(kind, record.generation, unix_ms()));
+        if state != TaskState::Clean {
+            let mut changes = task.current().map_or_else(Vec::new, |before| before.forgetting());
+            changes.push(self.record_change(task, &version));
+            changes.push(Change::RemoveWriteBack { task: version.task });
+            if let Some(record) = &queued {
+                changes.push(Change::PutWriteBack { task: version.task, record: record.clone() });
+            }
+            self.context.catalog.commit(changes, Durability::Durable).await?;
+            version.dirty.replace(Some(self.context.dirty.hold()));
+            self.publish_new(task, Rc::new(version), queued);
+        } else {
+            // The backend has not said so to this peer: it is asked before anyone is served.
+            let before = self.publish(task, Some(Rc::new(version)));
+            self.queue.remove(task);
+            self.restart_eviction(&task.target.task);
+            self.retire(task, before);
+        }
+        Ok(Verdict::Current)
+    }
+
+    /// The same version is known here; the other side may know that the backend has it by now.
+    async fn learn_end(
+        self: &Rc<Self>,
+        task: &Rc<Task>,
+        version: &Rc<Version>,
+        record: &VersionRecord,
+    ) -> Result<(), ObjectError> {
+        if record.kind == Published::Clean && version.state.get() == TaskState::Dirty {
+            self.become_clean(task, version, record.meta.clone()).await;
+        }
+        Ok(())
+    }
+
+    /// Learns what the other seeds know of a task, once for each set of seeds.
+    pub async fn settle(self: &Rc<Self>, task: &Rc<Task>, others: &[Arc<Node>]) -> Result<(), ObjectError> {
+        let Some(cluster) = &self.cluster else { return Ok(()) };
+        let epoch = cluster.epoch();
+        if task.settled.get() == epoch {
+            return Ok(());
+        }
+        let asked = others.iter().take(HOMES_ASKED_MAX);
+        let answers = join_all(asked.map(|node| async move {
+            let recall = Recall { target: task.target.to_message() };
+            (node, cluster.ask(node, &task.target.task, recall).await)
+        }));
+        for (node, answer) in answers.await {
+            match answer {
+                Ok(Message::Recalled(known)) => self.take_in(task, node, known).await?,
+                Ok(other) => return Err(ObjectError::unexpected(&other)),
+                // What it knows, the others have been told as well.
+                Err(error) => tracing::warn!(%error, node = %node.id, "a seed cannot say what it knows"),
+            }
+        }
+        task.settled.set(epoch);
+        Ok(())
+    }
+
+    /// As [`settle`](Self::settle), if this peer decides about the task.
+    pub async fn settle_if_home(self: &Rc<Self>, task: &Rc<Task>) -> Result<(), ObjectError> {
+        match self.place(&task.target.task) {
+            Place::Home { others } => self.settle(task, &others).await,
+            Place::Alone | Place::Away { .. } => Ok(()),
+        }
+    }
+
+    async fn take_in(self: &Rc<Self>, task: &Rc<Task>, node: &Node, known: Recalled) -> Result<(), ObjectError> {
+        let Some(record) = known.version else { return Ok(()) };
+        if record.kind == Published::Deleted && known.whole {
+            self.graves.borrow_mut().note(task.target.task, record.generation);
+            return Ok(());
+        }
+        let is_news = task.current().is_none_or(|version| version.generation < record.generation);
+        // The backend is the better witness of what it has; but the number must go on.
+        if record.kind == Published::Clean && is_news && task.current().is_none_or(|version| version.is_clean()) {
+            let (etag, length) = (record.meta.etag.clone(), record.meta.length);
+            task.claimed.replace(Some(KnownVersion { generation: record.generation, etag, length }));
+        } else {
+            self.learn(task, &record).await?;
+        }
+        if let Some(version) = task.current().filter(|version| version.generation == record.generation) {
+            let node = node.id.to_string();
+            let said = known.holders.iter().chain(known.whole.then_some(&node)).filter(|holder| !self.is_me(holder));
+            said.for_each(|holder| version.holders.borrow_mut().note_whole(holder, since_start()));
+        }
+        Ok(())
+    }
+}
+
+/// A deletion that is done, as it is told to other seeds.
+fn deletion(generation: u64) -> VersionRecord {
+    VersionRecord {
+        generation,
+        kind: Published::Deleted,
+        meta: ObjectMeta::default(),
+        crc32: None,
+        piece_bytes: crate::limits::PIECE_BYTES,
+        replicas: 0,
+    }
+}
+
+impl Version {
+    /// As other peers are told of it.
+    pub fn to_message(&self) -> VersionRecord {
+        VersionRecord {
+            generation: self.generation,
+            kind: match self.state.get() {
+                TaskState::Dirty => Published::Dirty,
+                TaskState::Ephemeral => Published::Ephemeral,
+                TaskState::Clean => Published::Clean,
+                TaskState::Deleted => Published::Deleted,
+            },
+            meta: self.meta.borrow().clone(),
+            crc32: self.crc32,
+            piece_bytes: self.piece_bytes,
+            replicas: self.replicas.get(),
+        }
+    }
+}

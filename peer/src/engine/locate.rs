@@ -1,0 +1,138 @@
+//! Finding the current version at a peer that does not decide about the task: its home is asked at each open.
+//!
+//! What the home names is taken over under the same number, so that pieces of it mean the same everywhere. What this
+//! peer wrote and the home was not told of yet is newer than what the home says, or will be found out to be older when
+//! the queue tells it. When no home can be reached, this peer decides alone, as a standalone one does.
+
+use std::rc::Rc;
+use std::sync::Arc;
+
+use dfstore_proto::message::{KnownVersion, Locate, Message, VersionInfo, VersionState};
+use dfstore_proto::object::Source;
+
+use crate::catalog::TaskState;
+use crate::engine::error::ObjectError;
+use crate::engine::owner::Owner;
+use crate::engine::version::{Afar, Task, Version};
+use crate::limits::HOMES_ASKED_MAX;
+use crate::membership::Node;
+use crate::rt::time::unix_ms;
+
+impl Owner {
+    /// Asks the home which version is current; true when its answer counted, false when a local change crossed it.
+    pub async fn ask_home(
+        self: &Rc<Self>,
+        task: &Rc<Task>,
+        homes: &[Arc<Node>],
+        no_cache: bool,
+    ) -> Result<bool, ObjectError> {
+        let Some(cluster) = &self.cluster else { return self.ask_backend(task).await };
+        let epoch = task.epoch.get();
+        for home in homes.iter().take(HOMES_ASKED_MAX) {
+            let locate = Locate { target: task.target.to_message(), no_cache, known: known_version(task) };
+            match cluster.ask(home, &task.target.task, locate).await {
+                Ok(Message::Located(info)) => return self.adopt(task, epoch, info).await,
+                Ok(other) => return Err(ObjectError::unexpected(&other)),
+                Err(error) if error.is_unreachable() => {
+                    tracing::debug!(%error, object = %task.target.name, "the home cannot be asked");
+                }
+                Err(error) => {
+                    let error = ObjectError::from_peer(error, &task.target.name);
+                    if matches!(error, ObjectError::NotFound(_)) {
+                        return self.adopt_absence(task, epoch).await;
+                    }
+                    return Err(error);
+                }
+            }
+        }
+        if task.current().is_some_and(|version| version.state.get() != TaskState::Clean) {
+            return Ok(task.epoch.get() == epoch);
+        }
+        self.ask_backend(task).await
+    }
+
+    /// The home says that this version is current.
+    async fn adopt(self: &Rc<Self>, task: &Rc<Task>, epoch: u64, info: VersionInfo) -> Result<bool, ObjectError> {
+        if task.epoch.get() != epoch {
+            return Ok(false);
+        }
+        let _commit = task.commit_lock.lock().await;
+        if task.epoch.get() != epoch {
+            return Ok(false);
+        }
+        let afar = Afar { state: info.state, source: info.source };
+        if let Some(version) = task.current() {
+            if version.generation == info.generation && version.state.get() != TaskState::Deleted {
+                version.afar.set(Some(afar));
+                version.validated_at_ms.set(unix_ms());
+                if info.state == VersionState::Clean || version.state.get() == TaskState::Clean {
+                    version.meta.replace(info.meta);
+                }
+                return Ok(true);
+            }
+            let mine_is_newer = version.generation > info.generation;
+            if mine_is_newer && version.state.get() != TaskState::Clean && !version.published.get() {
+                return Ok(true);
+            }
+        }
+        let version = Version {
+            piece_bytes: info.piece_bytes,
+            ..Version::new(task.target.task, info.generation, info.meta, TaskState::Clean, info.crc32)
+        };
+        version.afar.set(Some(afar));
+        version.validated_at_ms.set(unix_ms());
+        let before = self.publish(task, Some(Rc::new(version)));
+        self.queue.remove(task);
+        self.restart_eviction(&task.target.task);
+        self.retire(task, before);
+        Ok(true)
+    }
+
+    /// The home says that there is no such object.
+    async fn adopt_absence(self: &Rc<Self>, task: &Rc<Task>, epoch: u64) -> Result<bool, ObjectError> {
+        if task.epoch.get() != epoch {
+            return Ok(false);
+        }
+        let _commit = task.commit_lock.lock().await;
+        if task.epoch.get() != epoch {
+            return Ok(false);
+        }
+        match task.current() {
+            // Written here, and the home does not know of it yet.
+            Some(version) if version.state.get() != TaskState::Clean && !version.published.get() => return Ok(true),
+            Some(_) => {
+                let before = self.publish(task, None);
+                self.queue.remove(task);
+                self.retire(task, before);
+            }
+            None => {}
+        }
+        Err(ObjectError::NotFound(task.target.name.to_string()))
+    }
+
+    /// A task whose content is new counts as new for eviction.
+    pub fn restart_eviction(&self, task: &dfstore_proto::ids::TaskId) {
+        let mut eviction = self.eviction.borrow_mut();
+        eviction.remove(task);
+        eviction.insert(*task, 0);
+    }
+}
+
+/// What this peer holds of a task, for a home that may have forgotten its number.
+fn known_version(task: &Task) -> Option<KnownVersion> {
+    let version = task.current().filter(|version| version.state.get() == TaskState::Clean)?;
+    let meta = version.meta.borrow();
+    let known = KnownVersion { generation: version.generation, etag: meta.etag.clone(), length: meta.length };
+    (!known.etag.is_empty()).then_some(known)
+}
+
+/// Where the bytes come from at a peer that does not have them all, as far as the home knows.
+pub fn source_at_home(version: &Version, is_held_by_peer: bool) -> Source {
+    if is_held_by_peer {
+        Source::Peer
+    } else if version.is_whole() {
+        Source::Seed
+    } else {
+        Source::Backend
+    }
+}

@@ -1,0 +1,56 @@
+//! Permits of one shard: a bound on how many do something at once. Waiting is fair enough: all who wait look again.
+
+use std::cell::Cell;
+use std::rc::Rc;
+
+use event_listener::Event;
+
+/// How many permits are out.
+#[derive(Clone, Default)]
+pub struct Permits(Rc<Inner>);
+
+#[derive(Default)]
+struct Inner {
+    out: Cell<usize>,
+    back: Event,
+}
+
+/// The right to go on; given back when dropped.
+pub struct Permit(Permits);
+
+impl Permits {
+    /// Waits until fewer than `max` permits are out, and takes one.
+    pub async fn acquire(&self, max: usize) -> Permit {
+        assert!(max > 0, "nobody could ever go on");
+        while self.0.out.get() >= max {
+            self.0.back.listen().await;
+        }
+        self.0.out.set(self.0.out.get() + 1);
+        Permit(self.clone())
+    }
+}
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        let inner = &self.0.0;
+        inner.out.set(inner.out.get() - 1);
+        inner.back.notify(1);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use futures_util::FutureExt;
+
+    #[test]
+    fn one_more_than_there_are_waits_until_one_is_given_back() {
+        let permits = Permits::default();
+        let first = permits.acquire(2).now_or_never().expect("free");
+        let _second = permits.acquire(2).now_or_never().expect("free");
+        let mut third = Box::pin(permits.acquire(2));
+        assert!(third.as_mut().now_or_never().is_none());
+        drop(first);
+        assert!(third.now_or_never().is_some());
+    }
+}
