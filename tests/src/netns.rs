@@ -255,7 +255,7 @@ fn names_in(folder: &str) -> Vec<String> {
 /// A subnet that no link of this machine has, beginning at one that depends on our process id.
 fn free_subnet() -> Result<[u8; 3]> {
     let used = subnets_in(&ip(&["-4", "-o", "addr"])?);
-    let first = process::id().wrapping_mul(7).wrapping_add(NEXT.fetch_add(1, Ordering::Relaxed));
+    let first = process::id().wrapping_mul(251).wrapping_add(NEXT.fetch_add(1, Ordering::Relaxed));
     for index in (0..SUBNETS).map(|step| first.wrapping_add(step) % SUBNETS) {
         let subnet = [10, u8::try_from(SUBNET_FIRST + index / 250)?, u8::try_from(index % 250)?];
         if !used.contains(&subnet) {

@@ -77,6 +77,9 @@ fn flips_the_byte_that_it_is_told() {
     assert_eq!(pieces(&proxy), [(0, 4 << 20, Some(66_000)), (1, 70_000, Some(66_000))]);
     assert_eq!(pieces(&proxy), [(0, 4 << 20, None), (1, 70_000, None)], "the rule is used up");
     assert_eq!((proxy.pieces(), proxy.spoiled()), (4, 2));
+    proxy.set_rules([Rule::always(Fault::FlipByte(0)).after(1).times(1)]);
+    let wrong = pieces(&proxy).into_iter().filter(|(_, _, wrong)| wrong.is_some()).count();
+    assert_eq!((wrong, proxy.spoiled()), (1, 3), "the first piece is left alone");
 }
 
 #[test]
