@@ -54,21 +54,21 @@ fn readers_finish_though_the_home_is_killed_in_the_middle() -> Result<()> {
 
 #[test]
 fn the_bucket_gets_an_object_once_though_its_writer_is_killed() -> Result<()> {
-    let mut cluster = Cluster::builder().peers(2).start()?;
+    let mut cluster = Cluster::builder().seeds(2).peers(2).start()?;
     cluster.faulty()?.set_rules([BackendRule::on(Method::PUT, BackendFault::internal_error())]);
     let payload = Payload::new(2, 2 * PIECE + 3);
-    cluster[1].put_with_ack("orphan", ASYNC, payload, "peers:2")?;
-    cluster[1].kill9()?;
+    cluster[2].put_with_ack("orphan", ASYNC, payload, "peers:2")?;
+    cluster[2].kill9()?;
     cluster.backend.forget();
     cluster.faulty()?.set_rules([]);
     let stored = || cluster.faulty().ok()?.stored(BUCKET, "orphan").filter(|bytes| same(bytes, payload));
     eventually("the bucket has it", PATIENCE, stored)?;
     cluster[SEED].until_clean("orphan")?;
     assert_eq!(cluster.faulty()?.requests_of(&Method::PUT), 1);
-    cluster[1].restart_in_place()?;
+    cluster[2].restart_in_place()?;
     cluster.until_complete()?;
-    cluster[1].until_clean("orphan")?;
-    cluster[1].read("orphan", payload)?;
+    cluster[2].until_clean("orphan")?;
+    cluster[2].read("orphan", payload)?;
     assert_eq!(cluster.faulty()?.requests_of(&Method::PUT), 1, "the writer does not send it again");
     Ok(())
 }

@@ -99,7 +99,11 @@ fn stays_outside(cluster: &Cluster, wiring: Wiring, word: &str) -> Result<()> {
 #[test]
 fn nodes_with_a_wrong_token_or_cluster_name_stay_outside() -> Result<()> {
     let cluster = Cluster::builder().start()?;
-    stays_outside(&cluster, Wiring { token: "another".to_owned(), ..cluster.wiring().clone() }, "token")?;
+    stays_outside(
+        &cluster,
+        Wiring { token: "another-cluster-token-0000".to_owned(), ..cluster.wiring().clone() },
+        "token",
+    )?;
     stays_outside(&cluster, Wiring { name: "another".to_owned(), ..cluster.wiring().clone() }, "cluster")
 }
 
