@@ -2,6 +2,8 @@
 
 use std::process::Command;
 
+use dfstore_tests::netns;
+
 #[test]
 fn a_peer_stays_within_its_memory() {
     let mut command = Command::new(env!("CARGO_BIN_EXE_dfstore-memory"));
@@ -36,4 +38,19 @@ fn wrong_usage_exits_with_2() {
         let output = Command::new(program).arg("--bogus").output().expect("runs");
         assert_eq!(output.status.code(), Some(2));
     }
+}
+
+#[test]
+fn a_swarm_is_measured_and_leaves_no_namespace() {
+    if !netns::available_for("the swarm") {
+        return;
+    }
+    let mut command = Command::new(env!("CARGO_BIN_EXE_dfstore-swarm"));
+    let child = command.args(["--peers", "2", "--object-mib", "8"]).output().expect("runs");
+    let text = String::from_utf8_lossy(&child.stdout).into_owned() + &String::from_utf8_lossy(&child.stderr);
+    assert!(child.status.success(), "{text}");
+    let ratio = text.lines().find_map(|line| line.strip_prefix("swarm 1: out of the backend ")).unwrap_or_default();
+    let ratio: f64 = ratio.split(' ').next().unwrap_or_default().parse().expect("a ratio");
+    assert!((1.0..1.2).contains(&ratio), "{text}");
+    assert!(text.contains("star: slowest"), "{text}");
 }

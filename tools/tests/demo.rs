@@ -85,3 +85,36 @@ fn kept_demo_runs_until_it_is_interrupted() {
     assert_eq!(demo.exit_code(), Some(0), "{}", demo.process.log());
     demo.assert_nothing_is_left();
 }
+
+#[test]
+fn cluster_shows_every_step_and_leaves_nothing() {
+    let mut demo = start(&["--peers", "4", "--size", "9MiB"]);
+    let code = demo.exit_code();
+    let log = demo.process.log();
+    assert_eq!(code, Some(0), "{log}");
+    let steps = [
+        "copy in at peer 1",
+        "copy out at peer 2",
+        "copy out at 3 and 4, at once",
+        "wait for the bucket",
+        "drop it everywhere",
+        "copy out at all, nothing cached",
+        "copy out at peer 2, peer 1 dead",
+        "start peer 1 again",
+        "remove",
+    ];
+    for step in steps {
+        assert!(log.lines().any(|line| line.starts_with(step)), "no step {step:?} in {log}");
+    }
+    assert_eq!(log.matches("one copy").count(), 2, "{log}");
+    demo.assert_nothing_is_left();
+}
+
+#[test]
+fn interruption_of_a_cluster_stops_and_removes_everything() {
+    let mut demo = start(&["--peers", "3", "--size", "64MiB"]);
+    demo.until_it_says("peer 3 (the seed) at");
+    demo.process.signal(Signal::INT).expect("sent");
+    assert_eq!(demo.exit_code(), Some(130), "{}", demo.process.log());
+    demo.assert_nothing_is_left();
+}

@@ -1,0 +1,170 @@
+//! Bad days of a cluster: nodes that die in the middle, rogues, and versions that change under readers.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use dfstore_tests::cluster::{BUCKET, Cluster, Node};
+use dfstore_tests::data::Payload;
+use dfstore_tests::eventually;
+use dfstore_tests::faulty_backend::{Fault as BackendFault, Rule as BackendRule};
+use dfstore_tests::peer_proxy::{Fault, Rule};
+use dfstore_tests::scene::{ASYNC, PATIENCE, same};
+use http::Method;
+use rustix::process::{Pid, Signal, kill_process};
+
+const PIECE: u64 = 4 << 20;
+const SEED: usize = 0;
+const ROGUE: usize = 1;
+const READER: usize = 2;
+
+/// The index of the node that decides about an object.
+fn home(cluster: &Cluster, key: &str) -> Result<usize> {
+    let homes = cluster[SEED].native()?.locations(&Node::target(key))?.homes;
+    let first = homes.first().context("somebody decides")?;
+    cluster.nodes().iter().position(|node| node.id() == first).context("a node of this name")
+}
+
+#[test]
+fn readers_finish_though_the_home_is_killed_in_the_middle() -> Result<()> {
+    let mut cluster = Cluster::builder().seeds(2).peers(8).start()?;
+    let payload = Payload::new(1, 24 * PIECE);
+    cluster.bucket.put("home-dies", &payload.bytes())?;
+    let home = home(&cluster, "home-dies")?;
+    let backend = cluster.faulty()?;
+    backend.set_rules([BackendRule::on(Method::GET, BackendFault::BodyTrickles(256 << 10, Duration::from_millis(5)))]);
+    backend.forget();
+    let pid = cluster[home].peer_mut().process().pid();
+    let pid = Pid::from_raw(i32::try_from(pid)?).context("a process id")?;
+    thread::scope(|scope| -> Result<()> {
+        let cluster = &cluster;
+        let readers = scope.spawn(move || cluster.read_at_once(&[2, 3, 4, 5, 6, 7, 8, 9], "home-dies", payload));
+        eventually("a third has come", PATIENCE, || {
+            (cluster.backend.traffic().sent > payload.length / 3).then_some(())
+        })?;
+        kill_process(pid, Signal::KILL)?;
+        readers.join().expect("no panic").map(drop)
+    })?;
+    let sent = cluster.backend.traffic().sent;
+    assert!(sent <= payload.length / 10 * 12, "{sent} bytes of {} left the bucket", payload.length);
+    cluster[home].kill9()?;
+    cluster.until_complete()
+}
+
+#[test]
+fn the_bucket_gets_an_object_once_though_its_writer_is_killed() -> Result<()> {
+    let mut cluster = Cluster::builder().seeds(2).peers(2).start()?;
+    cluster.faulty()?.set_rules([BackendRule::on(Method::PUT, BackendFault::internal_error())]);
+    let payload = Payload::new(2, 2 * PIECE + 3);
+    cluster[2].put_with_ack("orphan", ASYNC, payload, "peers:2")?;
+    cluster[2].kill9()?;
+    cluster.backend.forget();
+    cluster.faulty()?.set_rules([]);
+    let stored = || cluster.faulty().ok()?.stored(BUCKET, "orphan").filter(|bytes| same(bytes, payload));
+    eventually("the bucket has it", PATIENCE, stored)?;
+    cluster[SEED].until_clean("orphan")?;
+    assert_eq!(cluster.faulty()?.requests_of(&Method::PUT), 1);
+    cluster[2].restart_in_place()?;
+    cluster.until_complete()?;
+    cluster[2].until_clean("orphan")?;
+    cluster[2].read("orphan", payload)?;
+    assert_eq!(cluster.faulty()?.requests_of(&Method::PUT), 1, "the writer does not send it again");
+    Ok(())
+}
+
+#[test]
+fn the_writer_sends_it_when_the_only_seed_has_lost_everything() -> Result<()> {
+    let mut cluster = Cluster::builder().peers(2).start()?;
+    cluster.faulty()?.set_down(true);
+    let payload = Payload::new(3, PIECE);
+    cluster[1].put("survivor", ASYNC, payload)?;
+    cluster[SEED].kill9()?;
+    cluster[SEED].wipe()?;
+    cluster[SEED].restart_in_place()?;
+    cluster.until_complete()?;
+    cluster.faulty()?.set_down(false);
+    let stored = || cluster.faulty().ok()?.stored(BUCKET, "survivor").filter(|bytes| same(bytes, payload));
+    eventually("the bucket has it", PATIENCE, stored)?;
+    cluster[READER].read("survivor", payload).map(drop)
+}
+
+/// A reader gets the right bytes although the only peer that holds them sends them like this.
+fn right_bytes_from_a_rogue(rules: &[Rule], change: impl FnOnce(&Node) -> Result<()>) -> Result<()> {
+    let cluster = Cluster::builder().peers(2).node(ROGUE, |options| options.behind_proxy = true).start()?;
+    let payload = Payload::new(4, 3 * PIECE + 100_000);
+    cluster.bucket.put("rogue", &payload.bytes())?;
+    cluster[ROGUE].read("rogue", payload)?;
+    cluster[ROGUE].until_head("it has all", "rogue", |head| head.header("x-dfs-cache") == Some("local"))?;
+    cluster[SEED].evict("rogue")?;
+    let proxy = cluster[ROGUE].proxy()?;
+    proxy.set_rules(rules.iter().copied());
+    change(&cluster[ROGUE])?;
+    let pieces = proxy.pieces();
+    cluster[READER].read("rogue", payload)?;
+    ensure!(proxy.pieces() > pieces, "nobody asked the rogue");
+    ensure!(rules.is_empty() || proxy.spoiled() > 0, "nothing was spoiled");
+    Ok(())
+}
+
+#[test]
+fn a_wrong_byte_is_not_served() -> Result<()> {
+    right_bytes_from_a_rogue(&[Rule::always(Fault::FlipByte(70_000))], |_| Ok(()))
+}
+
+#[test]
+fn pieces_that_are_cut_short_are_fetched_elsewhere() -> Result<()> {
+    right_bytes_from_a_rogue(&[Rule::always(Fault::CutAfter(70_000))], |_| Ok(()))
+}
+
+#[test]
+fn silence_after_the_head_or_in_the_middle_is_given_up() -> Result<()> {
+    right_bytes_from_a_rogue(&[Rule::always(Fault::SilentAfter(0))], |_| Ok(()))?;
+    right_bytes_from_a_rogue(&[Rule::always(Fault::SilentAfter(300_000)).after(1)], |_| Ok(()))
+}
+
+#[test]
+fn a_piece_of_another_generation_is_refused() -> Result<()> {
+    right_bytes_from_a_rogue(&[Rule::always(Fault::OtherGeneration)], |_| Ok(()))
+}
+
+#[test]
+fn a_peer_that_crawls_is_left() -> Result<()> {
+    right_bytes_from_a_rogue(&[], |rogue| {
+        rogue.proxy()?.set_rate(Some(20_000));
+        Ok(())
+    })
+}
+
+#[test]
+fn readers_see_one_whole_version_each_while_it_is_overwritten() -> Result<()> {
+    let cluster = Cluster::builder().peers(3).start()?;
+    let versions: Vec<_> = (0..8).map(|seed| Payload::new(100 + seed, 2 * PIECE + 1000 * seed)).collect();
+    cluster[1].put("moving", ASYNC, versions[0])?;
+    let done = AtomicBool::new(false);
+    let read_on = |node: &Node| {
+        let mut seen = 0;
+        while !done.load(Ordering::SeqCst) || seen == 0 {
+            let answer = node.ask("GET", "moving", &[])?;
+            ensure!(answer.status() == 200, "{}: {} {}", node.id(), answer.status(), answer.text());
+            let whole = versions.iter().any(|version| same(&answer.body, *version));
+            ensure!(whole, "{} gave {} bytes that are no version", node.id(), answer.body.len());
+            seen += 1;
+        }
+        Ok(seen)
+    };
+    let reads = thread::scope(|scope| -> Result<Vec<u32>> {
+        let readers = scope.spawn(|| cluster.at_once(&[0, 2, 3], read_on));
+        let written = versions[1..]
+            .iter()
+            .enumerate()
+            .try_for_each(|(index, version)| cluster[1 + index % 2].put("moving", ASYNC, *version).map(drop));
+        done.store(true, Ordering::SeqCst);
+        let reads = readers.join().expect("no panic");
+        written?;
+        reads
+    })?;
+    assert!(reads.iter().all(|count| *count > 0), "{reads:?}");
+    let last = *versions.last().context("there are some")?;
+    cluster.read_at_once(&[0, 1, 2, 3], "moving", last).map(drop)
+}

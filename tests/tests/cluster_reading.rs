@@ -1,0 +1,170 @@
+//! Promises about reading in a cluster: one backend copy for all, where bytes come from, ranges, freshness.
+
+use anyhow::Result;
+use dfstore_proto::message::Scope;
+use dfstore_tests::cluster::{Cluster, Node};
+use dfstore_tests::data::Payload;
+use dfstore_tests::eventually;
+use dfstore_tests::scene::{ASYNC, PATIENCE};
+use http::Method;
+
+const PIECE: u64 = 4 << 20;
+const SEED: usize = 0;
+
+/// Puts an object into the bucket behind everybody's back, and counts anew.
+fn place(cluster: &Cluster, key: &str, payload: Payload) -> Result<()> {
+    cluster.bucket.put(key, &payload.bytes())?;
+    cluster.backend.forget();
+    Ok(())
+}
+
+/// Waits until a node holds all of an object.
+fn until_local(node: &Node, key: &str) -> Result<()> {
+    node.until_head(&format!("{key} is local"), key, |head| head.header("x-dfs-cache") == Some("local")).map(drop)
+}
+
+#[test]
+fn an_object_leaves_the_bucket_once_however_many_peers_read_it_at_once() -> Result<()> {
+    let cluster = Cluster::builder().peers(4).start()?;
+    let payload = Payload::new(1, 10 * PIECE + 77);
+    place(&cluster, "hot", payload)?;
+    cluster.read_at_once(&[0, 1, 2, 3, 4], "hot", payload)?;
+    assert_eq!(cluster.backend.traffic().sent, payload.length);
+    assert_eq!(cluster.faulty()?.requests_of(&Method::GET), 11, "one per piece");
+    assert_eq!(cluster.faulty()?.requests_of(&Method::HEAD), 1, "the home asks for all");
+    Ok(())
+}
+
+#[test]
+fn every_answer_says_where_its_bytes_came_from() -> Result<()> {
+    let cluster = Cluster::builder().peers(2).start()?;
+    let payload = Payload::new(2, 2 * PIECE + 5);
+    place(&cluster, "where", payload)?;
+    assert_eq!(cluster[SEED].read("where", payload)?, "backend");
+    until_local(&cluster[SEED], "where")?;
+    assert_eq!(cluster[SEED].read("where", payload)?, "local");
+    assert_eq!(cluster[1].read("where", payload)?, "seed", "only the seed has it");
+    until_local(&cluster[1], "where")?;
+    assert_eq!(cluster[1].read("where", payload)?, "local");
+    let found = cluster[2].read("where", payload)?;
+    assert!(["peer", "seed"].contains(&found.as_str()), "{found}");
+    assert_eq!(cluster.backend.traffic().sent, payload.length);
+    Ok(())
+}
+
+#[test]
+fn bytes_come_from_a_peer_when_the_seed_has_them_no_more() -> Result<()> {
+    let cluster = Cluster::builder().peers(2).start()?;
+    let payload = Payload::new(3, 2 * PIECE);
+    place(&cluster, "moved", payload)?;
+    cluster[1].read("moved", payload)?;
+    until_local(&cluster[1], "moved")?;
+    cluster[SEED].evict("moved")?;
+    cluster.backend.forget();
+    assert_eq!(cluster[2].read("moved", payload)?, "peer");
+    assert_eq!(cluster.backend.traffic().sent, 0);
+    Ok(())
+}
+
+#[test]
+fn a_range_fetches_only_its_pieces() -> Result<()> {
+    let cluster = Cluster::builder().peers(2).start()?;
+    let payload = Payload::new(4, 10 * PIECE);
+    place(&cluster, "ranged", payload)?;
+    cluster[1].read_range("ranged", payload, 2 * PIECE - 10..2 * PIECE + 10)?;
+    assert_eq!(cluster.backend.traffic().sent, 2 * PIECE, "pieces 1 and 2");
+    let seen = cluster.faulty()?.seen();
+    let mut ranges: Vec<_> = seen.into_iter().filter_map(|seen| seen.range).collect();
+    ranges.sort();
+    assert_eq!(ranges, ["bytes=4194304-8388607", "bytes=8388608-12582911"]);
+    cluster[2].read_range("ranged", payload, PIECE..PIECE + 1)?;
+    assert_eq!(cluster.backend.traffic().sent, 2 * PIECE, "the cluster has piece 1");
+    let held = cluster[2].native()?.locations(&Node::target("ranged"))?;
+    let here = held.holders.iter().find(|holder| holder.node == cluster[2].id());
+    assert_eq!(here.map(|holder| holder.pieces), Some(1), "{held:?}");
+    Ok(())
+}
+
+#[test]
+fn prefetch_and_evict_work_on_all_nodes() -> Result<()> {
+    let cluster = Cluster::builder().peers(3).start()?;
+    let (target, payload) = (Node::target("ahead"), Payload::new(5, 3 * PIECE));
+    place(&cluster, "ahead", payload)?;
+    let worked = cluster[1].native()?.prefetch(&target, Scope::Cluster)?;
+    assert_eq!((worked.nodes, worked.failures.len()), (4, 0), "{worked:?}");
+    assert_eq!(cluster.backend.traffic().sent, payload.length);
+    assert_eq!(cluster.read_at_once(&[0, 1, 2, 3], "ahead", payload)?, ["local"; 4]);
+    let worked = cluster[2].native()?.evict(&target, Scope::Cluster)?;
+    assert_eq!((worked.nodes, worked.bytes), (4, 4 * payload.length), "{worked:?}");
+    assert!(cluster[3].whole_holders("ahead")?.is_empty());
+    cluster.read_at_once(&[0, 1, 2, 3], "ahead", payload)?;
+    assert_eq!(cluster.backend.traffic().sent, 2 * payload.length, "once more, for all");
+    Ok(())
+}
+
+#[test]
+fn one_check_at_the_backend_serves_all_peers() -> Result<()> {
+    let builder = Cluster::builder().peers(3);
+    let cluster = builder.all(|_, options| options.freshness = "{ ttl: 1h }".to_owned()).start()?;
+    let payload = Payload::new(6, 1000);
+    place(&cluster, "fresh", payload)?;
+    for index in [1, 2, 3, 0, 1, 2] {
+        cluster[index].read("fresh", payload)?;
+    }
+    assert_eq!(cluster.faulty()?.requests_of(&Method::HEAD), 1);
+    let newer = Payload::new(7, 2000);
+    cluster.bucket.put("fresh", &newer.bytes())?;
+    let checked = cluster[1].ask("GET", "fresh", &[("Cache-Control", "no-cache")])?;
+    assert_eq!(newer.first_difference(0, &checked.body), None);
+    assert_eq!(checked.body.len(), 2000);
+    for index in [0, 1, 2, 3] {
+        cluster[index].read("fresh", newer)?;
+    }
+    Ok(())
+}
+
+#[test]
+fn everything_clean_is_served_while_the_backend_is_down() -> Result<()> {
+    let cluster = Cluster::builder().peers(2).start()?;
+    let payload = Payload::new(8, PIECE + 1);
+    place(&cluster, "kept", payload)?;
+    cluster[1].read("kept", payload)?;
+    cluster.faulty()?.set_down(true);
+    for index in [0, 1, 2] {
+        cluster[index].read("kept", payload)?;
+    }
+    assert_eq!(cluster[2].ask("GET", "never-seen", &[])?.status(), 504);
+    Ok(())
+}
+
+#[test]
+fn a_missing_object_is_missing_everywhere_until_it_is_written() -> Result<()> {
+    let cluster = Cluster::builder().peers(2).start()?;
+    for index in [0, 1, 2] {
+        assert_eq!(cluster[index].ask("GET", "later", &[])?.status(), 404);
+    }
+    let payload = Payload::new(9, 10);
+    cluster[1].put("later", ASYNC, payload)?;
+    for index in [0, 1, 2] {
+        cluster[index].read("later", payload)?;
+    }
+    Ok(())
+}
+
+#[test]
+fn nodes_end_with_nothing_in_flight() -> Result<()> {
+    let cluster = Cluster::builder().peers(2).start()?;
+    let payload = Payload::new(10, 5 * PIECE);
+    place(&cluster, "counted", payload)?;
+    cluster.read_at_once(&[0, 1, 2], "counted", payload)?;
+    for node in cluster.nodes() {
+        let at_rest = || {
+            let samples = node.metrics().ok()?;
+            let busy = ["dfstore_requests_in_flight", "dfstore_backend_requests_in_flight"];
+            let open: f64 = busy.iter().map(|name| samples.sum(name, &[])).sum();
+            (open == 0.0).then_some(())
+        };
+        eventually(&format!("{} is at rest", node.id()), PATIENCE, at_rest).map_err(|error| node.explain(error))?;
+    }
+    Ok(())
+}

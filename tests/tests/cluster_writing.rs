@@ -1,0 +1,194 @@
+//! Promises about writing in a cluster: who sees what when, how many copies there are, who wins.
+
+use std::collections::BTreeSet;
+
+use anyhow::{Result, ensure};
+use dfstore_tests::cluster::{BUCKET, Cluster, Node};
+use dfstore_tests::data::Payload;
+use dfstore_tests::eventually;
+use dfstore_tests::scene::{ASYNC, EPHEMERAL, PATIENCE, SYNC, same};
+use http::Method;
+
+const PIECE: u64 = 4 << 20;
+const ALL: [usize; 4] = [0, 1, 2, 3];
+
+fn start() -> Result<Cluster> {
+    Cluster::builder().peers(3).start()
+}
+
+/// GET, HEAD and list agree at every node.
+fn everybody_sees(cluster: &Cluster, key: &str, payload: Payload) -> Result<()> {
+    cluster.at_once(&ALL, |node| {
+        node.read(key, payload)?;
+        let head = node.ask("HEAD", key, &[])?;
+        ensure!(head.header("content-length") == Some(&*payload.length.to_string()), "{}: {:?}", node.id(), head.head);
+        ensure!(node.keys("")?.contains(&key.to_owned()), "{} does not list {key}", node.id());
+        Ok(())
+    })?;
+    Ok(())
+}
+
+fn nobody_sees(cluster: &Cluster, key: &str) -> Result<()> {
+    cluster.at_once(&ALL, |node| {
+        for method in ["GET", "HEAD"] {
+            let status = node.ask(method, key, &[])?.status();
+            ensure!(status == 404, "{method} {key} at {}: {status}", node.id());
+        }
+        ensure!(!node.keys("")?.contains(&key.to_owned()), "{} lists {key}", node.id());
+        Ok(())
+    })?;
+    Ok(())
+}
+
+fn until_in_bucket(cluster: &Cluster, key: &str, payload: Payload) -> Result<()> {
+    let backend = cluster.faulty()?;
+    let there = || backend.stored(BUCKET, key).filter(|bytes| same(bytes, payload)).map(drop);
+    eventually(&format!("{key} is in the bucket"), PATIENCE, there)
+}
+
+#[test]
+fn a_write_is_seen_everywhere_at_once_also_while_the_backend_is_down() -> Result<()> {
+    let cluster = start()?;
+    cluster.faulty()?.set_down(true);
+    for (index, length) in [(1, 0), (2, 1), (3, PIECE + 9), (0, 17 << 20)] {
+        let (key, payload) = (format!("seen-{length}"), Payload::new(length, length));
+        cluster[index].put(&key, ASYNC, payload)?;
+        everybody_sees(&cluster, &key, payload)?;
+    }
+    cluster.faulty()?.set_down(false);
+    for length in [0, 1, PIECE + 9, 17 << 20] {
+        until_in_bucket(&cluster, &format!("seen-{length}"), Payload::new(length, length))?;
+    }
+    Ok(())
+}
+
+#[test]
+fn an_overwrite_is_seen_at_once_also_by_those_who_hold_the_older_version() -> Result<()> {
+    let cluster = start()?;
+    let versions = [Payload::new(1, 2 * PIECE), Payload::new(2, PIECE + 1), Payload::new(3, 2 * PIECE)];
+    for (number, payload) in versions.into_iter().enumerate() {
+        cluster[1 + number % 3].put("over", ASYNC, payload)?;
+        everybody_sees(&cluster, "over", payload)?;
+    }
+    until_in_bucket(&cluster, "over", versions[2])
+}
+
+#[test]
+fn a_deletion_is_seen_at_once_and_nothing_comes_back() -> Result<()> {
+    let cluster = start()?;
+    let payload = Payload::new(4, PIECE + 4);
+    cluster[1].put("gone", ASYNC, payload)?;
+    everybody_sees(&cluster, "gone", payload)?;
+    cluster.faulty()?.set_down(true);
+    cluster[2].delete("gone")?;
+    nobody_sees(&cluster, "gone")?;
+    cluster.faulty()?.set_down(false);
+    eventually("the bucket forgets it", PATIENCE, || {
+        cluster.faulty().ok()?.stored(BUCKET, "gone").is_none().then_some(())
+    })?;
+    nobody_sees(&cluster, "gone")
+}
+
+#[test]
+fn a_copy_is_seen_at_once() -> Result<()> {
+    let cluster = start()?;
+    let payload = Payload::new(5, 3 * PIECE);
+    cluster[1].put("original", ASYNC, payload)?;
+    cluster[2].copy("original", "copy")?;
+    everybody_sees(&cluster, "copy", payload)?;
+    until_in_bucket(&cluster, "copy", payload)
+}
+
+#[test]
+fn of_two_writers_one_wins_everywhere() -> Result<()> {
+    let cluster = start()?;
+    for round in 0..20 {
+        let key = format!("rivals-{round}");
+        let payloads = [Payload::new(2 * round, PIECE + 10), Payload::new(2 * round + 1, PIECE + 10)];
+        cluster.at_once(&[1, 2], |node| node.put(&key, ASYNC, payloads[usize::from(node.id() == cluster[2].id())]))?;
+        let read = cluster.at_once(&ALL, |node| Ok(node.ask("GET", &key, &[])?.body))?;
+        let winner = payloads.iter().position(|payload| same(&read[0], *payload));
+        let Some(winner) = winner else { panic!("round {round}: {} bytes of nobody's", read[0].len()) };
+        for (index, body) in read.iter().enumerate() {
+            assert!(same(body, payloads[winner]), "round {round}: node {index} disagrees");
+        }
+        let generations = cluster.at_once(&ALL, |node| Ok(node.native()?.stat(&Node::target(&key))?.generation))?;
+        assert_eq!(generations.iter().collect::<BTreeSet<_>>().len(), 1, "round {round}: {generations:?}");
+        until_in_bucket(&cluster, &key, payloads[winner])?;
+        cluster[1].until_clean(&key)?;
+        everybody_sees(&cluster, &key, payloads[winner])?;
+    }
+    Ok(())
+}
+
+#[test]
+fn a_synchronous_write_is_in_the_bucket_when_it_is_acknowledged() -> Result<()> {
+    let cluster = start()?;
+    let payload = Payload::new(6, 18 << 20);
+    cluster[1].put("sync", SYNC, payload)?;
+    let stored = cluster.faulty()?.stored(BUCKET, "sync").unwrap_or_default();
+    assert!(same(&stored, payload), "{} bytes are in the bucket", stored.len());
+    everybody_sees(&cluster, "sync", payload)?;
+    cluster.faulty()?.set_down(true);
+    let answer = cluster[1].try_put("sync", SYNC, Payload::new(7, 10), &[])?;
+    assert!(answer.status() >= 500, "{}", answer.status());
+    everybody_sees(&cluster, "sync", payload)
+}
+
+#[test]
+fn an_ephemeral_object_is_everywhere_but_in_the_bucket() -> Result<()> {
+    let cluster = start()?;
+    let payload = Payload::new(8, PIECE + 8);
+    cluster[1].put("ephemeral", EPHEMERAL, payload)?;
+    everybody_sees(&cluster, "ephemeral", payload)?;
+    let backend = cluster.faulty()?;
+    assert_eq!(backend.requests_of(&Method::PUT) + backend.requests_of(&Method::POST), 0);
+    cluster[3].delete("ephemeral")?;
+    nobody_sees(&cluster, "ephemeral")
+}
+
+#[test]
+fn replicas_are_counted_and_waited_for() -> Result<()> {
+    let builder = Cluster::builder().seeds(2).peers(1);
+    let cluster = builder.all(|_, options| options.max_replicas = Some(2)).start()?;
+    cluster.faulty()?.set_down(true);
+    let payload = Payload::new(9, 2 * PIECE);
+    let said = cluster[2].put_with_ack("acked", ASYNC, payload, "peers:2")?;
+    let (have, wanted) = said.split_once('/').unwrap_or_default();
+    assert!(have.parse::<u16>()? >= 2 && wanted == "2", "{said}");
+    let holders = cluster[2].whole_holders("acked")?;
+    assert!(holders.len() >= 2 && holders.contains(cluster[2].id()), "{holders:?}");
+    cluster[2].until_head("all replicas are made", "acked", |head| {
+        head.header("x-dfs-replicas").is_some_and(|said| said == "3/2" || said == "2/2")
+    })?;
+    let few = cluster[2].try_put("too-many", ASYNC, payload, &[("X-Dfs-Ack", "peers:9")])?;
+    let said = few.header("x-dfs-replicas").unwrap_or_default().to_owned();
+    assert!(few.status() >= 400 || !said.starts_with('9'), "nine copies in a cluster of three: {said}");
+    Ok(())
+}
+
+#[test]
+fn a_replica_keeps_what_only_the_writer_had() -> Result<()> {
+    let mut cluster = Cluster::builder().seeds(2).peers(2).start()?;
+    cluster.faulty()?.set_down(true);
+    let payload = Payload::new(10, 2 * PIECE);
+    cluster[2].put_with_ack("kept", ASYNC, payload, "peers:2")?;
+    cluster[2].kill9()?;
+    for index in [0, 1, 3] {
+        cluster[index].read("kept", payload)?;
+    }
+    Ok(())
+}
+
+#[test]
+fn upload_traffic_is_one_copy() -> Result<()> {
+    let cluster = start()?;
+    let payload = Payload::new(11, 40 << 20);
+    cluster[1].put("large", ASYNC, payload)?;
+    until_in_bucket(&cluster, "large", payload)?;
+    cluster[1].until_clean("large")?;
+    let traffic = cluster.backend.traffic();
+    assert!(traffic.received < payload.length + (1 << 20), "{} bytes were sent", traffic.received);
+    assert_eq!(traffic.sent, 0, "what was written is not read back");
+    Ok(())
+}
