@@ -235,6 +235,8 @@ pub const MANAGER_RETRY_DELAY: Duration = Duration::from_millis(500);
 pub const MANAGER_RETRY_DELAY_MAX: Duration = Duration::from_secs(30);
 /// How often a node says how it stands.
 pub const NODE_STATE_PERIOD: Duration = Duration::from_secs(2);
+/// Pieces that a peer sends to others at once before it says that it is busy.
+pub const PEER_UPLOADS_MAX: u32 = 8;
 /// Nodes that are asked at once when people ask about the whole cluster.
 pub const NODES_ASKED_AT_ONCE: usize = 16;
 /// Seeds that are asked about a task, in order, before this peer acts alone.

@@ -11,7 +11,7 @@ use dfstore_proto::message::{Fetch, ReadEnd};
 
 use crate::engine::request::piece_length;
 use crate::engine::{PeerPiece, Reader};
-use crate::limits::BODY_IDLE_TIMEOUT;
+use crate::limits::{BODY_IDLE_TIMEOUT, PEER_UPLOADS_MAX};
 use crate::native::admission::UploadGuard;
 use crate::native::answer::error_reply;
 use crate::native::link::{Gone, Link, PieceTurn};
@@ -34,6 +34,11 @@ pub(super) fn begin(link: &Rc<Link>, request: RequestId, asked: Fetch) {
 }
 
 async fn run(link: &Rc<Link>, request: RequestId, asked: &Fetch) -> Result<Result<ReadEnd, ErrorReply>, Gone> {
+    let is_busy = link.context.cluster.as_ref().is_some_and(|cluster| cluster.uploads() >= PEER_UPLOADS_MAX);
+    if is_busy && asked.local_only {
+        // Whoever asks may have the piece from others: fewer pieces at once are each passed on sooner.
+        return Ok(Err(ErrorReply::new(ErrorCode::Busy, "as many pieces as make sense are being sent")));
+    }
     let upload = link.context.cluster.as_ref().map(|cluster| cluster.upload());
     let (reader, length) = match or_gone(link, open(link, asked)).await? {
         Ok(found) => found,

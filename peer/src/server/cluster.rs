@@ -211,7 +211,7 @@ impl Following {
         if backend.options().is_some_and(|current| *current == options) {
             return Ok(());
         }
-        for keys in &options.credentials {
+        if let Some(keys) = &options.credentials {
             [&keys.access_key, &keys.secret_key].into_iter().chain(&keys.session_token).for_each(|secret| {
                 self.redactions.add(secret);
             });

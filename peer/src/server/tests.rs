@@ -23,7 +23,7 @@ use crate::engine::call::ShardMessage;
 use crate::engine::{Context, DirtyBudget, Inventory};
 use crate::limits::{PIECE_BYTES, SHARD_MAILBOX};
 use crate::links::{FetchedPiece, LinkError, Links, LinksSetup};
-use crate::membership::{Node, NodeState};
+use crate::membership::{Members, Node, NodeState};
 use crate::metrics::Metrics;
 use crate::native::ClusterFace;
 use crate::rt::arena::{Arena, Holder};
@@ -62,8 +62,9 @@ impl Served {
         );
         let config = Config::parse("test", &yaml, &Overrides::default()).expect("valid");
         let (metrics, health) = (Metrics::new(1, ""), Health::new());
-        let (resources, loaded) = open_resources(&config, &metrics, &health).expect("they open");
-        let face = ClusterFace::new("b".into(), Token::new("secret"));
+        let (resources, loaded, _) = open_resources(&config, &metrics, &health, None).expect("they open");
+        let face = ClusterFace::new("b".into(), Token::new("secret"), None);
+        let members = Members { cluster: "c".into(), me: "b".into(), live: Vec::new(), dead: Vec::new() };
         let doors = [Door::Api, Door::Peer, Door::Manager]
             .map(|door| (door, TcpListener::bind("127.0.0.1:0").expect("a free port")));
         let [api, peer, manager] = doors.each_ref().map(|(_, listener)| listener.local_addr().expect("bound"));
@@ -78,9 +79,10 @@ impl Served {
             metrics: metrics.clone(),
             health,
             freshness: config.freshness.clone(),
-            backend_info: config.http.backend.clone(),
             dirty: DirtyBudget::new(config.store.dirty_limit_bytes),
             shards: vec![sender.clone()],
+            repair_after: Duration::MAX,
+            uploads: face.uploads_counter(),
             upload_ids: Arc::default(),
         };
         let setup = ShardSetup {
@@ -93,7 +95,8 @@ impl Served {
             listeners: doors.into(),
             mailbox: receiver,
             http: config.http.clone(),
-            cluster: Some(face.clone()),
+            cluster: Some((face.clone(), Arc::new(members))),
+            work: None,
             drained,
         };
         let thread = ShardThread::start("shard-0".into(), 0, move || run_shard(setup)).expect("it starts");
