@@ -237,6 +237,8 @@ pub const MANAGER_RETRY_DELAY_MAX: Duration = Duration::from_secs(30);
 pub const NODE_STATE_PERIOD: Duration = Duration::from_secs(2);
 /// Pieces that a peer sends to others at once before it says that it is busy.
 pub const PEER_UPLOADS_MAX: u32 = 8;
+/// Slots for fetching that pieces read ahead leave free: one to fetch the next piece, one to pass it on.
+pub const SPARE_FETCH_SLOTS: usize = 2;
 /// Nodes that are asked at once when people ask about the whole cluster.
 pub const NODES_ASKED_AT_ONCE: usize = 16;
 /// Seeds that are asked about a task, in order, before this peer acts alone.

@@ -6,6 +6,7 @@ use anyhow::{Result, ensure};
 use dfstore_tests::cluster::{BUCKET, Cluster, Node};
 use dfstore_tests::data::Payload;
 use dfstore_tests::eventually;
+use dfstore_tests::faulty_backend::{Fault, Rule};
 use dfstore_tests::scene::{ASYNC, EPHEMERAL, PATIENCE, SYNC, same};
 use http::Method;
 
@@ -40,6 +41,13 @@ fn nobody_sees(cluster: &Cluster, key: &str) -> Result<()> {
     Ok(())
 }
 
+/// The bucket answers questions and refuses everything else.
+fn refuse_changes(cluster: &Cluster) -> Result<()> {
+    let changes = [Method::PUT, Method::POST, Method::DELETE];
+    cluster.faulty()?.set_rules(changes.map(|method| Rule::on(method, Fault::internal_error())));
+    Ok(())
+}
+
 fn until_in_bucket(cluster: &Cluster, key: &str, payload: Payload) -> Result<()> {
     let backend = cluster.faulty()?;
     let there = || backend.stored(BUCKET, key).filter(|bytes| same(bytes, payload)).map(drop);
@@ -47,15 +55,15 @@ fn until_in_bucket(cluster: &Cluster, key: &str, payload: Payload) -> Result<()>
 }
 
 #[test]
-fn a_write_is_seen_everywhere_at_once_also_while_the_backend_is_down() -> Result<()> {
+fn a_write_is_seen_everywhere_at_once_also_while_the_bucket_takes_none() -> Result<()> {
     let cluster = start()?;
-    cluster.faulty()?.set_down(true);
+    refuse_changes(&cluster)?;
     for (index, length) in [(1, 0), (2, 1), (3, PIECE + 9), (0, 17 << 20)] {
         let (key, payload) = (format!("seen-{length}"), Payload::new(length, length));
         cluster[index].put(&key, ASYNC, payload)?;
         everybody_sees(&cluster, &key, payload)?;
     }
-    cluster.faulty()?.set_down(false);
+    cluster.faulty()?.set_rules([]);
     for length in [0, 1, PIECE + 9, 17 << 20] {
         until_in_bucket(&cluster, &format!("seen-{length}"), Payload::new(length, length))?;
     }
@@ -79,10 +87,10 @@ fn a_deletion_is_seen_at_once_and_nothing_comes_back() -> Result<()> {
     let payload = Payload::new(4, PIECE + 4);
     cluster[1].put("gone", ASYNC, payload)?;
     everybody_sees(&cluster, "gone", payload)?;
-    cluster.faulty()?.set_down(true);
+    refuse_changes(&cluster)?;
     cluster[2].delete("gone")?;
     nobody_sees(&cluster, "gone")?;
-    cluster.faulty()?.set_down(false);
+    cluster.faulty()?.set_rules([]);
     eventually("the bucket forgets it", PATIENCE, || {
         cluster.faulty().ok()?.stored(BUCKET, "gone").is_none().then_some(())
     })?;
@@ -132,6 +140,7 @@ fn a_synchronous_write_is_in_the_bucket_when_it_is_acknowledged() -> Result<()> 
     cluster.faulty()?.set_down(true);
     let answer = cluster[1].try_put("sync", SYNC, Payload::new(7, 10), &[])?;
     assert!(answer.status() >= 500, "{}", answer.status());
+    cluster.faulty()?.set_down(false);
     everybody_sees(&cluster, "sync", payload)
 }
 
@@ -158,8 +167,8 @@ fn replicas_are_counted_and_waited_for() -> Result<()> {
     assert!(have.parse::<u16>()? >= 2 && wanted == "2", "{said}");
     let holders = cluster[2].whole_holders("acked")?;
     assert!(holders.len() >= 2 && holders.contains(cluster[2].id()), "{holders:?}");
-    cluster[2].until_head("all replicas are made", "acked", |head| {
-        head.header("x-dfs-replicas").is_some_and(|said| said == "3/2" || said == "2/2")
+    eventually("all replicas are made", PATIENCE, || {
+        cluster[2].whole_holders("acked").ok().filter(|holders| holders.len() == 3).map(drop)
     })?;
     let few = cluster[2].try_put("too-many", ASYNC, payload, &[("X-Dfs-Ack", "peers:9")])?;
     let said = few.header("x-dfs-replicas").unwrap_or_default().to_owned();
@@ -189,6 +198,6 @@ fn upload_traffic_is_one_copy() -> Result<()> {
     cluster[1].until_clean("large")?;
     let traffic = cluster.backend.traffic();
     assert!(traffic.received < payload.length + (1 << 20), "{} bytes were sent", traffic.received);
-    assert_eq!(traffic.sent, 0, "what was written is not read back");
+    assert!(traffic.sent < 4096, "{} bytes came back: what was written is not read", traffic.sent);
     Ok(())
 }

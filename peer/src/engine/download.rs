@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use dfstore_proto::error::ErrorCode;
 use dfstore_proto::ids::ObjectName;
-use dfstore_proto::message::{Fetch, Message, Track};
+use dfstore_proto::message::{Fetch, Message, PieceRuns, Track};
 use event_listener::Event;
 use futures_util::future::{Either, select};
 
@@ -179,6 +179,20 @@ impl Owner {
                 }
             }
             download.wake.notify(usize::MAX);
+        });
+    }
+
+    /// Tells the home that this peer has come to hold all of a version that was too small for a planned download.
+    pub fn tell_whole(self: &Rc<Self>, version: &Rc<Version>) {
+        if !self.is_away(&version.task) {
+            return;
+        }
+        let (owner, version) = (self.clone(), version.clone());
+        spawn_local(async move {
+            let have = PieceRuns::new(version.stored_runs());
+            let report = crate::swarm::Report { have, ..crate::swarm::Report::default() };
+            // Only others would miss it: they ask the home for the bytes.
+            drop(owner.track(&version, report).await);
         });
     }
 

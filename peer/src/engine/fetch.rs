@@ -15,12 +15,12 @@ use dfstore_proto::message::{Fetch, NodeRole};
 use dfstore_proto::object::Source;
 
 use crate::catalog::{Change, PieceSet};
-use crate::engine::call::{PieceAnswer, Reply, Wanted};
+use crate::engine::call::{PieceAnswer, Wanted};
 use crate::engine::error::ObjectError;
 use crate::engine::owner::Owner;
 use crate::engine::request::piece_length;
-use crate::engine::version::{PieceState, StoredPiece, Version};
-use crate::limits::{ADMISSION_TIMEOUT, FETCH_ATTEMPTS_MAX, FETCH_RETRY_DELAY, HOLDERS_ASKED_MAX};
+use crate::engine::version::{PieceState, StoredPiece, Version, Waiter};
+use crate::limits::{ADMISSION_TIMEOUT, FETCH_ATTEMPTS_MAX, FETCH_RETRY_DELAY, HOLDERS_ASKED_MAX, SPARE_FETCH_SLOTS, SWARM_DIRECT_PIECES_MAX};
 use crate::membership::Node;
 use crate::rt::arena::{Holder, Slot, SlotMut};
 use crate::rt::mailbox::oneshot;
@@ -53,6 +53,9 @@ impl Owner {
             let mut pieces = version.pieces.borrow_mut();
             match pieces.get_mut(&number) {
                 Some(PieceState::Stored(piece)) => return Ok(on_disk(&version, piece)),
+                Some(PieceState::Memory { .. }) if !wanted.urgent && self.is_memory_scarce(length) => {
+                    return Ok(PieceAnswer::Later);
+                }
                 Some(PieceState::Memory { slot, crc32, source }) => {
                     return Ok(in_memory((slot.clone(), *crc32, *source)));
                 }
@@ -62,7 +65,7 @@ impl Owner {
                 Some(PieceState::Fetching(waiters)) => {
                     self.metrics.fetch_joined();
                     let (reply, answer) = oneshot::channel();
-                    waiters.push(reply);
+                    waiters.push(Waiter { reply, urgent: wanted.urgent });
                     answer
                 }
                 None if !version.is_clean() && self.cluster.is_none() => {
@@ -76,7 +79,7 @@ impl Owner {
                         return Ok(PieceAnswer::Later);
                     }
                     let (reply, answer) = oneshot::channel();
-                    pieces.insert(number, PieceState::Fetching(vec![reply]));
+                    pieces.insert(number, PieceState::Fetching(vec![Waiter { reply, urgent: wanted.urgent }]));
                     if !is_away {
                         let (owner, version) = (self.clone(), version.clone());
                         spawn_local(async move {
@@ -111,7 +114,13 @@ impl Owner {
                     .pieces
                     .borrow_mut()
                     .insert(number, PieceState::Memory { slot: slot.clone(), crc32, source });
-                answer_all(waiters, || Ok(in_memory((slot.clone(), crc32, source))));
+                let (urgent, ahead): (Vec<Waiter>, Vec<Waiter>) = waiters.into_iter().partition(|waiter| waiter.urgent);
+                answer_all(urgent, || Ok(in_memory((slot.clone(), crc32, source))));
+                let is_scarce = self.is_memory_scarce(version.piece_length(number));
+                answer_all(ahead, || match is_scarce {
+                    true => Ok(PieceAnswer::Later),
+                    false => Ok(in_memory((slot.clone(), crc32, source))),
+                });
                 self.keep(version, number, slot, crc32).await;
             }
             Err(error) => {
@@ -119,6 +128,12 @@ impl Owner {
                 version.stored.notify(usize::MAX);
             }
         }
+    }
+
+    /// Whether what is read ahead must not stay in memory. Pieces come in any order: if those of later use held all of it,
+    /// the one that a client waits for could not come.
+    fn is_memory_scarce(&self, length: u32) -> bool {
+        !self.context.arena.has_room(length as usize, Holder::Fetch, SPARE_FETCH_SLOTS)
     }
 
     /// Gets one piece as the peer that decides about the task: from other peers that hold it, else from the backend.
@@ -257,6 +272,9 @@ impl Owner {
                 }
                 changes.push(version.piece_change(number, &piece));
                 version.put_stored(number, piece);
+                if version.is_whole() && version.piece_count() <= SWARM_DIRECT_PIECES_MAX {
+                    self.tell_whole(version);
+                }
                 self.commit_lazily(changes).await;
                 self.evict_to_watermark().await;
             }
@@ -332,10 +350,10 @@ fn in_memory((slot, crc32, source): Arrived) -> PieceAnswer {
     PieceAnswer::Memory { slot, crc32, source }
 }
 
-fn answer_all(waiters: Vec<Reply<PieceAnswer>>, make: impl Fn() -> Result<PieceAnswer, ObjectError>) {
+fn answer_all(waiters: Vec<Waiter>, make: impl Fn() -> Result<PieceAnswer, ObjectError>) {
     for waiter in waiters {
         // A reader that has gone needs no answer.
-        drop(waiter.send(make()));
+        drop(waiter.reply.send(make()));
     }
 }
 

@@ -33,7 +33,7 @@ impl Owner {
     pub async fn answer_locate(self: &Rc<Self>, asked: Locate) -> Result<Message, ObjectError> {
         let target = Target::of(asked.target.object);
         let task = self.task(&target);
-        if task.current().is_none() {
+        if task.current().is_none() && asked.known.is_some() {
             task.claimed.replace(asked.known);
         }
         let opened = self.open_as_home(&target, asked.no_cache).await?;

@@ -192,6 +192,9 @@ impl Owner {
         let generation = task.generation_for(&meta, now_ms);
         let version = Version::new(task.target.task, generation, meta, TaskState::Clean, None);
         version.validated_at_ms.set(now_ms);
+        if let Some((_, holders)) = task.evicted.take().filter(|(evicted, _)| *evicted == generation) {
+            version.holders.replace(holders);
+        }
         let before = self.publish(task, Some(Rc::new(version)));
         self.restart_eviction(&task.target.task);
         self.retire(task, before);

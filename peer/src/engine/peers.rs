@@ -61,6 +61,7 @@ impl Owner {
             let _commit = task.commit_lock.lock().await;
             let Some(version) = task.current().filter(|version| version.is_idle_clean()) else { return 0 };
             self.publish(task, None);
+            task.remember(&version);
             version
         };
         let bytes = version.disk_bytes();

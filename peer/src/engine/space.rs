@@ -73,9 +73,14 @@ impl Owner {
             if version.recorded.get() {
                 changes.push(Change::RemoveTask { task: version.task });
             }
+            if self.cluster.is_some() {
+                task.remember(&version);
+            }
             gone.push(version);
             drop(commit);
-            self.forget_if_unknown(&task);
+            if self.cluster.is_none() {
+                self.forget_if_unknown(&task);
+            }
         }
         if gone.is_empty() {
             return 0;

@@ -54,6 +54,8 @@ pub struct Task {
     pub settled: Cell<u64>,
     /// At the home: what a peer says it holds, whose number is given again if the backend still has the same.
     pub claimed: RefCell<Option<KnownVersion>>,
+    /// At the home: who holds the version with that number, after it was evicted here.
+    pub evicted: RefCell<Option<(u64, Holders)>>,
 }
 
 /// A shared question to the backend; true when its answer counted, false when it crossed a local change.
@@ -74,12 +76,21 @@ impl Task {
             reserved_at_ms: Cell::new(0),
             settled: Cell::new(0),
             claimed: RefCell::new(None),
+            evicted: RefCell::new(None),
         })
     }
 
     /// The newest version or tombstone.
     pub fn current(&self) -> Option<Rc<Version>> {
         self.current.borrow().clone()
+    }
+
+    /// Keeps what others need to know of a version that is evicted here: its number, and who else holds it.
+    pub fn remember(&self, version: &Version) {
+        let meta = version.meta.borrow();
+        let (generation, etag, length) = (version.generation, meta.etag.clone(), meta.length);
+        self.claimed.replace(Some(KnownVersion { generation, etag, length }));
+        self.evicted.replace(Some((generation, version.holders.take())));
     }
 
     /// Makes `version` the current one; gives the one before.
@@ -198,7 +209,15 @@ pub enum PieceState {
         source: Source,
     },
     /// Being fetched; these wait for it.
-    Fetching(Vec<Reply<PieceAnswer>>),
+    Fetching(Vec<Waiter>),
+}
+
+/// Somebody who waits for a piece.
+pub struct Waiter {
+    /// Where the answer goes.
+    pub reply: Reply<PieceAnswer>,
+    /// Whether a client waits for it now; else it is read ahead.
+    pub urgent: bool,
 }
 
 /// A piece on disk.

@@ -157,6 +157,14 @@ impl Arena {
         None
     }
 
+    /// Whether this many more slots of `len` bytes could be taken now.
+    pub fn has_room(&self, len: usize, holder: Holder, slots: usize) -> bool {
+        let (area, class) = (&self.0, class_for(len));
+        let free: usize = area.classes[class..].iter().map(Class::free_count).sum();
+        let held = area.held_bytes[holder as usize].load(Ordering::Acquire);
+        free >= slots && held + slots * CLASS_BYTES[class] <= area.share_bytes[holder as usize]
+    }
+
     /// Bytes of the whole area.
     pub fn bytes(&self) -> usize {
         self.0.bytes
@@ -203,6 +211,10 @@ impl Class {
             let _ = fresh.push(u32::try_from(index).expect("slots are counted in u32"));
         }
         Class { offset, free, fresh }
+    }
+
+    fn free_count(&self) -> usize {
+        self.free.len() + self.fresh.len()
     }
 
     fn take(&self) -> Option<u32> {
