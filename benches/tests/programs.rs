@@ -27,12 +27,9 @@ fn wrong_usage_exits_with_2() {
     let programs = [
         env!("CARGO_BIN_EXE_dfstore-memory"),
         env!("CARGO_BIN_EXE_dfstore-paired"),
-<<<<<<< HEAD
         env!("CARGO_BIN_EXE_dfstore-swarm"),
         env!("CARGO_BIN_EXE_dfstore-peer-link"),
-=======
         env!("CARGO_BIN_EXE_dfstore-links"),
->>>>>>> links
     ];
     for program in programs {
         let output = Command::new(program).arg("--bogus").output().expect("runs");

@@ -109,15 +109,12 @@ impl Nodes {
         self.slots.get(slot as usize).is_some_and(Option::is_some)
     }
 
-<<<<<<< HEAD
     /// The node of a slot, if there is one.
     pub fn get(&self, slot: u32) -> Option<&Node> {
         self.slots.get(slot as usize)?.as_ref()
     }
 
-=======
     /// The node in this slot.
->>>>>>> swarm
     pub fn at(&self, slot: u32) -> &Node {
         self.slots[slot as usize].as_ref().expect("a slot in use")
     }
