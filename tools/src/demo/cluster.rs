@@ -53,7 +53,7 @@ pub fn run(stage: &mut Stage<Cluster>, table: &mut Table) -> Result<()> {
     let step = format!("copy out at {}, at once", numbers(&others));
     let (took, sources) = copy_out_at_once(stage, &others, &step, &CACHED)?;
     table.add(&step, took, Some(stage.payload.length * others.len() as u64), &sources);
-    let took = until_in_bucket(stage, node(&stage.peers, count).peer())?;
+    let took = until_in_bucket(stage, &all_peers(stage))?;
     table.add("wait for the bucket", took, None, &bucket_gets_one_copy(stage)?);
     evict(stage, table)?;
     let all: Vec<usize> = (1..=count).collect();
@@ -91,9 +91,13 @@ fn writer_dies(stage: &mut Stage<Cluster>, table: &mut Table) -> Result<()> {
 
 /// Removes the object and makes sure that it is gone, everywhere.
 pub fn remove(stage: &Stage<Cluster>, table: &mut Table) -> Result<()> {
+    remove_at(stage, &all_peers(stage), table)
+}
+
+/// Every peer, the first reader first.
+fn all_peers(stage: &Stage<Cluster>) -> Vec<&Peer> {
     let count = stage.peers.nodes().len();
-    let peers: Vec<&Peer> = (0..count).map(|step| node(&stage.peers, READER + step).peer()).collect();
-    remove_at(stage, &peers, table)
+    (0..count).map(|step| node(&stage.peers, READER + step).peer()).collect()
 }
 
 /// Prints commands to try by hand, and waits for ^C.

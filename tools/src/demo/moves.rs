@@ -57,8 +57,8 @@ pub(super) fn copy_out<P>(
     served.check(step, stage.payload.length, expected)
 }
 
-/// Waits until the bucket has the object, and this peer owes nothing.
-pub(super) fn until_in_bucket<P>(stage: &Stage<P>, peer: &Peer) -> Result<Duration> {
+/// Waits until the bucket has the object, and none of these peers believes that it owes something.
+pub(super) fn until_in_bucket<P>(stage: &Stage<P>, peers: &[&Peer]) -> Result<Duration> {
     announce("wait until the bucket has it");
     let started = Instant::now();
     // The gauge is set now and then, so it alone might still tell of the time before the upload.
@@ -67,9 +67,11 @@ pub(super) fn until_in_bucket<P>(stage: &Stage<P>, peer: &Peer) -> Result<Durati
             Ok(stored) => stored.map(Ok),
             Err(error) => Some(Err(error)),
         })??;
-    peer.metrics_until("nothing is dirty", WRITE_BACK_TIMEOUT, |samples| {
-        samples.has(DIRTY) && samples.sum(DIRTY, &[]) == 0.0
-    })?;
+    for peer in peers {
+        peer.metrics_until("nothing is dirty", WRITE_BACK_TIMEOUT, |samples| {
+            samples.has(DIRTY) && samples.sum(DIRTY, &[]) == 0.0
+        })?;
+    }
     ensure!(stored.length == stage.payload.length, "the bucket has {} bytes of it", stored.length);
     Ok(started.elapsed())
 }

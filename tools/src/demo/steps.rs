@@ -16,7 +16,7 @@ use super::table::Table;
 pub fn run(stage: &mut Stage<Peer>, table: &mut Table) -> Result<()> {
     copy_in(stage, &stage.peers, table, "copy in")?;
     copy_out(stage, &stage.peers, table, "copy out (local hit)", &["local", "pending"])?;
-    let took = until_in_bucket(stage, &stage.peers)?;
+    let took = until_in_bucket(stage, &[&stage.peers])?;
     let sent = increase(&Samples::default(), &stage.peers.metrics()?, SENT_TO_BACKEND, &[]);
     table.add("wait for the bucket", took, None, &format!("the peer's disk ({} sent)", Size(sent)));
     announce("restart the peer");
