@@ -239,6 +239,14 @@ pub const NODE_STATE_PERIOD: Duration = Duration::from_secs(2);
 pub const PEER_UPLOADS_MAX: u32 = 8;
 /// Slots for fetching that pieces read ahead leave free: one to fetch the next piece, one to pass it on.
 pub const SPARE_FETCH_SLOTS: usize = 2;
+/// A home looks this often how far a piece from another peer is, and takes it from elsewhere below this rate.
+pub const HOLDER_WATCH_PERIOD: Duration = Duration::from_millis(250);
+/// See [`HOLDER_WATCH_PERIOD`].
+pub const HOLDER_BYTES_PER_SECOND_MIN: u64 = 256 << 10;
+/// A peer that sent wrong bytes to a home, or nothing, or too slowly, is left alone for this time.
+pub const ROGUE_AVOIDED: Duration = Duration::from_secs(60);
+/// Peers that one shard leaves alone.
+pub const ROGUES_MAX: usize = 1024;
 /// Nodes that are asked at once when people ask about the whole cluster.
 pub const NODES_ASKED_AT_ONCE: usize = 16;
 /// Seeds that are asked about a task, in order, before this peer acts alone.

@@ -16,7 +16,7 @@ const SEED: usize = 0;
 const PEER: usize = 1;
 
 fn hello_of_a_peer(cluster: &Cluster) -> Hello {
-    Hello { role: Role::Peer, token: Token::new(cluster.wiring().token.clone()), ..hello(Route::Any, 4) }
+    Hello { role: Role::Peer, token: Token::new(cluster.wiring().credential()), ..hello(Route::Any, 4) }
 }
 
 #[test]

@@ -156,12 +156,7 @@ impl ClusterOptions {
     /// What nodes of the cluster present to each other: a lowercase hexadecimal SHA-256 over a fixed label, the name and
     /// the token, each with its length in front.
     pub fn credential(&self) -> String {
-        let mut hash = Sha256::new();
-        for part in [CREDENTIAL_LABEL, &self.name, self.token.expose()] {
-            hash.update((part.len() as u64).to_le_bytes());
-            hash.update(part);
-        }
-        hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+        credential_of(&self.name, self.token.expose())
     }
 
     /// Nodes and managers that are known by address from the start: the way to one of them tells which address of this
@@ -169,6 +164,16 @@ impl ClusterOptions {
     pub fn contacts(&self) -> Vec<String> {
         self.managers.iter().chain(&self.gossip.seeds).cloned().collect()
     }
+}
+
+/// The credential of a cluster with this name and token.
+pub fn credential_of(name: &str, token: &str) -> String {
+    let mut hash = Sha256::new();
+    for part in [CREDENTIAL_LABEL, name, token] {
+        hash.update((part.len() as u64).to_le_bytes());
+        hash.update(part);
+    }
+    hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// Keys for the backend.

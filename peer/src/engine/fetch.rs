@@ -5,7 +5,9 @@
 //! received) before anyone sees it. It goes to all who wait and to the disk at the same time; if the disk does not take
 //! it, it is forgotten: it was only a cache.
 
+use std::cell::Cell;
 use std::ops::Range;
+use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,6 +15,7 @@ use std::time::Duration;
 use dfstore_proto::ids::TaskId;
 use dfstore_proto::message::{Fetch, NodeRole};
 use dfstore_proto::object::Source;
+use futures_util::future::{Either, select};
 
 use crate::catalog::{Change, PieceSet};
 use crate::engine::call::{PieceAnswer, Wanted};
@@ -20,12 +23,16 @@ use crate::engine::error::ObjectError;
 use crate::engine::owner::Owner;
 use crate::engine::request::piece_length;
 use crate::engine::version::{PieceState, StoredPiece, Version, Waiter};
-use crate::limits::{ADMISSION_TIMEOUT, FETCH_ATTEMPTS_MAX, FETCH_RETRY_DELAY, HOLDERS_ASKED_MAX, SPARE_FETCH_SLOTS, SWARM_DIRECT_PIECES_MAX};
+use crate::limits::{
+    ADMISSION_TIMEOUT, FETCH_ATTEMPTS_MAX, FETCH_RETRY_DELAY, HOLDER_BYTES_PER_SECOND_MIN, HOLDER_WATCH_PERIOD,
+    HOLDERS_ASKED_MAX, SPARE_FETCH_SLOTS, SWARM_DIRECT_PIECES_MAX, SWARM_SILENCE_MAX,
+};
+use crate::links::LinkError;
 use crate::membership::Node;
 use crate::rt::arena::{Holder, Slot, SlotMut};
 use crate::rt::mailbox::oneshot;
 use crate::rt::shard::spawn_local;
-use crate::rt::time::{sleep, timeout};
+use crate::rt::time::{since_start, sleep, timeout};
 use crate::sidecar::backend::{BackendErrorKind, GetRequest};
 
 /// A piece that came, verified: its bytes, their checksum, where they came from.
@@ -174,7 +181,7 @@ impl Owner {
         let members = cluster.members();
         let known = version.holders.borrow().having(number);
         let live = known.iter().filter(|node| **node != members.me).filter_map(|node| members.find(node).cloned());
-        live.take(HOLDERS_ASKED_MAX).collect()
+        live.filter(|node| !self.rogues.borrow().is_avoided(&node.id, since_start())).take(HOLDERS_ASKED_MAX).collect()
     }
 
     /// Gets a piece from a peer that has it.
@@ -188,13 +195,28 @@ impl Owner {
         let Some(cluster) = &self.cluster else { return Err(ObjectError::Internal("there is no cluster".into())) };
         let fetch = Fetch { task: version.task, generation: version.generation, number, local_only: true };
         let slot = sized(slot, version.piece_length(number));
-        match cluster.links.fetch(node, fetch, slot, None).await {
-            Ok(piece) => Ok(arrived(piece.slot, piece.head.crc32, source_of(node))),
-            Err(error) => {
-                tracing::debug!(%error, node = %node.id, number, "a piece did not come from a peer");
-                Err(ObjectError::PeerUnavailable(error.to_string()))
+        let bytes = Rc::new(Cell::new(0));
+        let fetch = pin!(cluster.links.fetch(node, fetch, slot, Some(bytes.clone())));
+        let reason = match select(fetch, pin!(too_slow(&bytes))).await {
+            Either::Left((Ok(piece), _)) => return Ok(arrived(piece.slot, piece.head.crc32, source_of(node))),
+            Either::Left((Err(LinkError::Refused(reply)), _)) => reply.to_string(),
+            Either::Left((Err(error), _)) => {
+                self.avoid(node);
+                error.to_string()
             }
-        }
+            Either::Right(_) => {
+                self.avoid(node);
+                format!("peer {} is too slow", node.id)
+            }
+        };
+        tracing::debug!(reason, node = %node.id, number, "a piece did not come from a peer");
+        Err(ObjectError::PeerUnavailable(reason))
+    }
+
+    /// Leaves a peer alone for a while.
+    fn avoid(&self, node: &Node) {
+        self.rogues.borrow_mut().note(&node.id, since_start());
+        self.metrics.parents_avoided(1);
     }
 
     /// Memory for a piece that comes from elsewhere.
@@ -311,6 +333,23 @@ impl Owner {
             self.commit_lazily(vec![change]).await;
         }
         Ok(())
+    }
+}
+
+/// Completes when a piece whose bytes so far are counted in `bytes` comes too slowly to wait for it.
+async fn too_slow(bytes: &Cell<u64>) {
+    let (began, mut seen, mut seen_at) = (since_start(), 0, since_start());
+    loop {
+        sleep(HOLDER_WATCH_PERIOD).await;
+        let now = since_start();
+        if bytes.get() > seen {
+            (seen, seen_at) = (bytes.get(), now);
+        }
+        let age = now.saturating_sub(began);
+        let is_crawling = age > SWARM_SILENCE_MAX && seen < HOLDER_BYTES_PER_SECOND_MIN * age.as_secs();
+        if is_crawling || now > seen_at + SWARM_SILENCE_MAX {
+            return;
+        }
     }
 }
 

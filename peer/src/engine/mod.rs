@@ -43,6 +43,7 @@ mod put;
 mod reader;
 mod replicate;
 pub mod request;
+mod rogues;
 mod space;
 mod start;
 mod upload;

@@ -17,6 +17,7 @@ use crate::engine::error::ObjectError;
 use crate::engine::graves::Graves;
 use crate::engine::put::UploadState;
 use crate::engine::request::{ListEntry, Target};
+use crate::engine::rogues::Rogues;
 use crate::engine::version::{Task, Version};
 use crate::engine::writeback::Queue;
 use crate::limits::{PENDING_ENTRIES_MAX, TASKS_PER_SHARD_MAX};
@@ -54,6 +55,8 @@ pub struct Owner {
     pub cluster: Option<Cluster>,
     /// Deletions that are done.
     pub graves: RefCell<Graves>,
+    /// Peers that are left alone.
+    pub rogues: RefCell<Rogues>,
     /// Bounds the copies that are made at once.
     pub copies: Permits,
     /// Where the last round of repair ended.

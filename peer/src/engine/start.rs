@@ -132,6 +132,7 @@ impl Engine {
             queue: Queue::default(),
             cluster,
             graves: RefCell::default(),
+            rogues: RefCell::default(),
             copies: Permits::default(),
             repaired_up_to: Cell::new(TaskId::from_bytes([0; 32])),
         };

@@ -90,6 +90,11 @@ impl Wiring {
     pub fn new(name: &str, token: &str) -> Wiring {
         Wiring { name: name.to_owned(), token: token.to_owned(), managers: Vec::new(), gossip_seeds: Vec::new() }
     }
+
+    /// What its nodes present to each other.
+    pub fn credential(&self) -> String {
+        dfstore_peer::config::options::credential_of(&self.name, &self.token)
+    }
 }
 
 /// Lines of the section `objectStorage`, as [`crate::peer::PeerSpec::object_storage`] wants them.
