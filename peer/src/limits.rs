@@ -247,6 +247,10 @@ pub const HOLDER_BYTES_PER_SECOND_MIN: u64 = 256 << 10;
 pub const ROGUE_AVOIDED: Duration = Duration::from_secs(60);
 /// Peers that one shard leaves alone.
 pub const ROGUES_MAX: usize = 1024;
+/// A port that is in use at the start is tried again for this time.
+pub const PORT_PATIENCE: Duration = Duration::from_secs(2);
+/// How often.
+pub const PORT_POLL: Duration = Duration::from_millis(50);
 /// Nodes that are asked at once when people ask about the whole cluster.
 pub const NODES_ASKED_AT_ONCE: usize = 16;
 /// Seeds that are asked about a task, in order, before this peer acts alone.

@@ -8,7 +8,7 @@
 use std::rc::Rc;
 use std::sync::atomic::Ordering;
 
-use dfstore_proto::message::{Duty, Fetch, Message, Publish, Standing as Verdict};
+use dfstore_proto::message::{Duty, Fetch, Message, Publish, Recall, Standing as Verdict};
 use futures_util::StreamExt;
 
 use crate::catalog::{Durability, TaskState};
@@ -23,6 +23,7 @@ use crate::limits::{
     ADMISSION_TIMEOUT, COPIES_AT_ONCE_MAX, COPY_WINDOW_PIECES, REPAIR_BYTES_PER_SECOND, REPAIR_PERIOD, REPAIR_TASKS_MAX, STORED_WAIT,
 };
 use crate::membership::Node;
+use crate::placement;
 use crate::rt::arena::Holder;
 use crate::rt::shard::spawn_local;
 use crate::rt::time::{sleep, timeout};
@@ -230,7 +231,8 @@ impl Owner {
                 }
                 Place::Away { homes, .. } => {
                     let is_wanted = homes.len() < usize::from(self.replicas_possible(version.replicas.get()));
-                    if !is_wanted && version.is_idle_clean() && !version.is_read() {
+                    let may_go = matches!(version.state.get(), TaskState::Clean | TaskState::Ephemeral);
+                    if !is_wanted && may_go && !version.is_read() {
                         self.drop_extra_copy(&task, &version).await;
                     }
                 }
@@ -256,12 +258,24 @@ impl Owner {
         round
     }
 
-    /// The seeds that come first have their copies: this one was made while one of them was gone.
+    /// Lets a copy go that was made while a seed was gone, if all the seeds that come first hold one again.
     async fn drop_extra_copy(self: &Rc<Self>, task: &Rc<Task>, version: &Rc<Version>) {
-        let Ok(Some(told)) = self.tell_home(task, version, 0).await else { return };
-        if told.replicas > told.replicas_wanted && version.stored_count.get() > 0 {
+        let Some(cluster) = &self.cluster else { return };
+        let homes = placement::homes(&cluster.members(), &version.task);
+        let wanted = usize::from(self.replicas_possible(version.replicas.get()));
+        for node in homes.iter().take(wanted) {
+            let recall = Recall { target: task.target.to_message() };
+            let Ok(Message::Recalled(known)) = cluster.ask(node, &version.task, recall).await else { return };
+            let same = known.version.is_some_and(|record| record.generation == version.generation);
+            if !same || !known.whole {
+                return;
+            }
+        }
+        let _commit = task.commit_lock.lock().await;
+        if task.is_current(version) && !version.is_read() {
             tracing::debug!(object = %task.target.name, "an extra copy goes");
-            self.evict_task(task).await;
+            let before = self.publish(task, None);
+            self.retire(task, before);
         }
     }
 }
