@@ -21,9 +21,8 @@ pub fn homes(members: &Members, task: &TaskId) -> Vec<Arc<Node>> {
 /// FNV-1a over id and task, finished with the mixer of splitmix64, without which the last bytes hardly count.
 fn score(task: &TaskId, node: &str) -> u64 {
     let bytes = node.bytes().chain(task.as_bytes().iter().copied());
-    let hash = bytes.fold(0xCBF2_9CE4_8422_2325_u64, |hash, byte| {
-        (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01B3)
-    });
+    let hash = bytes
+        .fold(0xCBF2_9CE4_8422_2325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01B3));
     let mixed = (hash ^ (hash >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
     let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
     mixed ^ (mixed >> 31)

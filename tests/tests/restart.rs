@@ -109,8 +109,18 @@ fn fill_with_zeros(dir: &Path, capacity_bytes: u64) -> Result<()> {
             let validated_at_ms = u64::try_from(now.as_millis())?;
             let (replicas, published) = (0, false);
             let (query, state) = (String::new(), TaskState::Clean);
-            let record =
-                TaskRecord { name, query, generation: 1, state, meta, piece_bytes: 4096, crc32: None, validated_at_ms, replicas, published };
+            let record = TaskRecord {
+                name,
+                query,
+                generation: 1,
+                state,
+                meta,
+                piece_bytes: 4096,
+                crc32: None,
+                validated_at_ms,
+                replicas,
+                published,
+            };
             let mut changes = vec![Change::PutTask { task, record }];
             for number in 0..1000 {
                 let lease = store.allocate(4096).await?.keep();

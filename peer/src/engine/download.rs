@@ -158,7 +158,10 @@ impl Owner {
             select(wake, pin!(sleep(pause))).await;
         }
         download.is_running.set(false);
-        version.pieces.borrow_mut().retain(|_, state| !matches!(state, PieceState::Fetching(waiters) if waiters.is_empty()));
+        version
+            .pieces
+            .borrow_mut()
+            .retain(|_, state| !matches!(state, PieceState::Fetching(waiters) if waiters.is_empty()));
         // Whoever comes later starts anew.
         version.download.borrow_mut().take_if(|held| Rc::ptr_eq(held, &download));
     }
@@ -289,19 +292,23 @@ impl Owner {
             let members = cluster.members();
             let node = members.find(id).ok_or(Lost::at_source(Failure::Unreachable))?;
             let slot = sized(slot, version.piece_length(order.piece));
-            let piece = cluster.links.fetch(node, fetch, slot, Some(bytes)).await.map_err(|error| Lost::from(&error))?;
+            let piece =
+                cluster.links.fetch(node, fetch, slot, Some(bytes)).await.map_err(|error| Lost::from(&error))?;
             return Ok(arrived(piece.slot, piece.head.crc32, source_of(node)));
         }
         let Place::Away { homes, .. } = self.place(&version.task) else {
             return self.fetch_alone(version, order.piece, slot).await;
         };
-        let name = self.known(&version.task).map(|task| task.target.name.clone()).ok_or(Lost::at_source(Failure::Missing))?;
+        let name =
+            self.known(&version.task).map(|task| task.target.name.clone()).ok_or(Lost::at_source(Failure::Missing))?;
         let mut slot = Some(slot);
         for home in homes.iter().take(HOMES_ASKED_MAX) {
             for attempt in 0..2 {
                 let buffer = match slot.take() {
                     Some(slot) => slot,
-                    None => self.take_fetch_slot(version.piece_length(order.piece) as usize).await.map_err(Lost::Told)?,
+                    None => {
+                        self.take_fetch_slot(version.piece_length(order.piece) as usize).await.map_err(Lost::Told)?
+                    }
                 };
                 let buffer = sized(buffer, version.piece_length(order.piece));
                 let error = match cluster.links.fetch(home, fetch.clone(), buffer, Some(bytes.clone())).await {

@@ -105,22 +105,14 @@ impl Owner {
     }
 
     /// Answers all who wait for a piece, and stores it.
-    pub async fn deliver(
-        self: &Rc<Self>,
-        version: &Rc<Version>,
-        number: u32,
-        came: Result<Arrived, ObjectError>,
-    ) {
+    pub async fn deliver(self: &Rc<Self>, version: &Rc<Version>, number: u32, came: Result<Arrived, ObjectError>) {
         let waiters = match version.pieces.borrow_mut().remove(&number) {
             Some(PieceState::Fetching(waiters)) => waiters,
             _ => Vec::new(),
         };
         match came {
             Ok((slot, crc32, source)) => {
-                version
-                    .pieces
-                    .borrow_mut()
-                    .insert(number, PieceState::Memory { slot: slot.clone(), crc32, source });
+                version.pieces.borrow_mut().insert(number, PieceState::Memory { slot: slot.clone(), crc32, source });
                 let (urgent, ahead): (Vec<Waiter>, Vec<Waiter>) = waiters.into_iter().partition(|waiter| waiter.urgent);
                 answer_all(urgent, || Ok(in_memory((slot.clone(), crc32, source))));
                 let is_scarce = self.is_memory_scarce(version.piece_length(number));

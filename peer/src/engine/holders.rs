@@ -56,8 +56,12 @@ impl Holders {
         if is_new || now >= self.tidied_at + HOLDERS_TIDY_PERIOD {
             self.tidied_at = now;
             tracker.forget_silent(now);
-            let gone: Vec<Arc<str>> =
-                tracker.holders().into_iter().map(|held| held.node).filter(|node| members.find(node).is_none()).collect();
+            let gone: Vec<Arc<str>> = tracker
+                .holders()
+                .into_iter()
+                .map(|held| held.node)
+                .filter(|node| members.find(node).is_none())
+                .collect();
             gone.iter().for_each(|node| tracker.left(node));
             for keeper in self.keepers.iter().filter(|node| members.find(node).is_some() && **node != members.me) {
                 tracker.note_whole(keeper, now);
@@ -75,7 +79,10 @@ impl Holders {
     /// Whether a peer that is no seed holds all of the version.
     pub fn is_held_by_a_peer(&self, members: &Members) -> bool {
         let tracked = self.tracker.iter().flat_map(Tracker::whole);
-        self.keepers.iter().chain(tracked).any(|node| members.find(node).is_some_and(|node| node.role == NodeRole::Peer))
+        self.keepers
+            .iter()
+            .chain(tracked)
+            .any(|node| members.find(node).is_some_and(|node| node.role == NodeRole::Peer))
     }
 
     /// Some nodes that have a piece, those that keep all first.

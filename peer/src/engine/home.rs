@@ -10,8 +10,8 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use dfstore_proto::message::{
-    Duty, KnownVersion, Locate, Message, Publish, PublishOk, Published, Recall, Recalled, Reserved, Standing as Verdict, Track,
-    VersionRecord, VersionState,
+    Duty, KnownVersion, Locate, Message, Publish, PublishOk, Published, Recall, Recalled, Reserved,
+    Standing as Verdict, Track, VersionRecord, VersionState,
 };
 use dfstore_proto::object::ObjectMeta;
 use futures_util::future::join_all;
@@ -40,9 +40,10 @@ impl Owner {
         let mut info = opened.stat.to_info(target.task);
         if let Ok(version) = self.opened_version(&target.task, info.generation) {
             version.note_remote_reader();
-            let is_held = self.cluster.as_ref().is_some_and(|cluster| {
-                version.holders.borrow().is_held_by_a_peer(&cluster.members())
-            });
+            let is_held = self
+                .cluster
+                .as_ref()
+                .is_some_and(|cluster| version.holders.borrow().is_held_by_a_peer(&cluster.members()));
             info.source = source_at_home(&version, is_held);
         }
         Ok(Message::Located(info))

@@ -4,12 +4,12 @@ use std::rc::Rc;
 
 use dfstore_proto::message::{self, Message};
 
+use crate::catalog::{Change, Durability};
 use crate::engine::call::{Held, Opened, Wanted};
 use crate::engine::error::ObjectError;
 use crate::engine::owner::Owner;
 use crate::engine::request::Target;
 use crate::engine::version::Task;
-use crate::catalog::{Change, Durability};
 
 impl Owner {
     /// Answers a request of another peer about a task of this shard.
@@ -17,9 +17,7 @@ impl Owner {
         match message {
             Message::Locate(asked) => self.answer_locate(asked).await,
             Message::Recall(asked) => Ok(self.answer_recall(&asked).into()),
-            Message::Reserve(asked) => {
-                self.answer_reserve(Target::of(asked.target.object)).await.map(Message::from)
-            }
+            Message::Reserve(asked) => self.answer_reserve(Target::of(asked.target.object)).await.map(Message::from),
             Message::Track(asked) => self.answer_track(&asked),
             Message::Publish(asked) => self.answer_publish(asked).await,
             other => Err(ObjectError::InvalidArgument(format!(

@@ -110,7 +110,8 @@ impl Owner {
         if self.cluster.is_none() {
             return Ok(1);
         }
-        let ((), told) = futures_util::join!(self.tell_witness(task, version), self.tell_home(task, version, ack_peers));
+        let ((), told) =
+            futures_util::join!(self.tell_witness(task, version), self.tell_home(task, version, ack_peers));
         let copies = match told {
             Ok(Some(told)) => {
                 self.take_verdict(task, version, &told).await;

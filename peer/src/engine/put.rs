@@ -185,7 +185,8 @@ impl Owner {
         let told = if self.is_away(&task.target.task) {
             // A number of this peer's own, by which the home asks for the pieces.
             let generation = task.next_generation(unix_ms());
-            let staged = Version::new(task.target.task, generation, meta.clone(), TaskState::Clean, Some(written.crc32));
+            let staged =
+                Version::new(task.target.task, generation, meta.clone(), TaskState::Clean, Some(written.crc32));
             staged.durable.set(true);
             written.store_into(&staged);
             let told = self.write_through_home(task, &Rc::new(staged), upload.replicas.get()).await;
@@ -194,8 +195,7 @@ impl Owner {
             None
         };
         if let Some(told) = told {
-            let mut done =
-                self.install(task, told.meta, TaskState::Clean, upload, written, told.generation).await?;
+            let mut done = self.install(task, told.meta, TaskState::Clean, upload, written, told.generation).await?;
             done.copies = told.replicas.saturating_add(1);
             return Ok(done);
         }

@@ -20,7 +20,8 @@ use crate::engine::owner::Owner;
 use crate::engine::request::{piece_count, piece_length};
 use crate::engine::version::{Task, Version};
 use crate::limits::{
-    ADMISSION_TIMEOUT, COPIES_AT_ONCE_MAX, COPY_WINDOW_PIECES, REPAIR_BYTES_PER_SECOND, REPAIR_PERIOD, REPAIR_TASKS_MAX, STORED_WAIT,
+    ADMISSION_TIMEOUT, COPIES_AT_ONCE_MAX, COPY_WINDOW_PIECES, REPAIR_BYTES_PER_SECOND, REPAIR_PERIOD,
+    REPAIR_TASKS_MAX, STORED_WAIT,
 };
 use crate::membership::Node;
 use crate::placement;
@@ -154,7 +155,10 @@ impl Owner {
             return Ok(());
         }
         Err(ObjectError::Busy {
-            reason: format!("piece {number} of task {} was not kept: the disk is full or the version replaced", version.task),
+            reason: format!(
+                "piece {number} of task {} was not kept: the disk is full or the version replaced",
+                version.task
+            ),
             retry_after: STORED_WAIT,
         })
     }
@@ -214,9 +218,10 @@ impl Owner {
         let members = cluster.members();
         // A seed that has just gone may come back with all it had.
         let repair_after = self.context.repair_after;
-        let is_waited_for = members.dead.iter().any(|node| {
-            node.role == dfstore_proto::message::NodeRole::Seed && node.gone < repair_after
-        });
+        let is_waited_for = members
+            .dead
+            .iter()
+            .any(|node| node.role == dfstore_proto::message::NodeRole::Seed && node.gone < repair_after);
         if is_waited_for || !members.is_seed() {
             return;
         }
@@ -291,4 +296,3 @@ impl Version {
         self.durable.get() && self.is_whole()
     }
 }
-

@@ -329,8 +329,11 @@ impl Version {
     /// The pieces on disk, as runs.
     pub fn stored_runs(&self) -> Vec<PieceRun> {
         let pieces = self.pieces.borrow();
-        let mut numbers: Vec<u32> =
-            pieces.iter().filter(|(_, state)| matches!(state, PieceState::Stored(_))).map(|(number, _)| *number).collect();
+        let mut numbers: Vec<u32> = pieces
+            .iter()
+            .filter(|(_, state)| matches!(state, PieceState::Stored(_)))
+            .map(|(number, _)| *number)
+            .collect();
         numbers.sort_unstable();
         let mut runs: Vec<PieceRun> = Vec::new();
         for number in numbers {

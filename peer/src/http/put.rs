@@ -51,7 +51,9 @@ pub async fn put(face: &HttpFace, target: &Target, request: &mut Request<Incomin
         answer.headers_mut().insert(header::ETAG, etag);
     }
     let (kept, asked) = done.replicas;
-    if kept > 0 && let Ok(replicas) = HeaderValue::from_str(&format!("{kept}/{asked}")) {
+    if kept > 0
+        && let Ok(replicas) = HeaderValue::from_str(&format!("{kept}/{asked}"))
+    {
         answer.headers_mut().insert(X_DFS_REPLICAS, replicas);
     }
     Ok(answer)

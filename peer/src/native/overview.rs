@@ -10,7 +10,8 @@ use std::time::Duration;
 use dfstore_proto::error::{ErrorCode, ErrorReply};
 use dfstore_proto::limits::{NODES_MAX, PARENTS_MAX, RUNS_SHOWN_MAX};
 use dfstore_proto::message::{
-    Evict, HolderInfo, Message, NodeFailure, NodeInfo, NodeRole, Nodes, NodesOk, Prefetch, Scope, Where, WhereOk, Worked,
+    Evict, HolderInfo, Message, NodeFailure, NodeInfo, NodeRole, Nodes, NodesOk, Prefetch, Scope, Where, WhereOk,
+    Worked,
 };
 use futures_util::StreamExt;
 

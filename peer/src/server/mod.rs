@@ -203,12 +203,11 @@ fn open_resources(
     let background = Background::start(data_path.clone())?;
     let redactions = joining.as_ref().map(|joining| joining.redactions.clone());
     let cluster = config.cluster.as_ref().zip(joining.as_ref().and_then(|joining| Some((joining, joining.doors?))));
-    let me = cluster.map(|(options, (joining, doors))| {
-        cluster::describe(config, options, doors, joining.api, loaded.store_id)
-    });
-    let gossip = cluster.zip(me.as_ref()).map(|((options, (joining, _)), me)| {
-        cluster::gossip_setup(options, me.clone(), joining.shards.to_vec())
-    });
+    let me = cluster
+        .map(|(options, (joining, doors))| cluster::describe(config, options, doors, joining.api, loaded.store_id));
+    let gossip = cluster
+        .zip(me.as_ref())
+        .map(|((options, (joining, _)), me)| cluster::gossip_setup(options, me.clone(), joining.shards.to_vec()));
     let (sidecar, backend) = Sidecar::start(SidecarOptions {
         backend: config.backend.clone(),
         cluster: gossip,
@@ -286,9 +285,10 @@ impl Shards {
         let mut cleanup = inventory.cleanup;
         let Entrances { api, doors, receivers } = entrances;
         let (mut peers, mut manager) = doors.map(|doors| (doors.peers.into_iter(), doors.manager)).unzip();
-        let mut work = part.as_ref().map(|part| part.following.clone()).map(|following| -> Work {
-            Box::new(move |engine| Box::pin(cluster::follow(engine, following)))
-        });
+        let mut work = part
+            .as_ref()
+            .map(|part| part.following.clone())
+            .map(|following| -> Work { Box::new(move |engine| Box::pin(cluster::follow(engine, following))) });
         let parts = inventory.shards.into_iter().zip(api).zip(receivers);
         for (shard, ((tasks, listener), mailbox)) in parts.enumerate() {
             let mut listeners = vec![(Door::Api, listener)];

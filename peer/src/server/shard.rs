@@ -76,8 +76,20 @@ struct Faces {
 
 /// Runs a shard until it is told to end.
 pub async fn run_shard(setup: ShardSetup) {
-    let ShardSetup { shard, context, seed, tasks, cleanup, watermarks, listeners, mailbox, http, cluster, work, drained } =
-        setup;
+    let ShardSetup {
+        shard,
+        context,
+        seed,
+        tasks,
+        cleanup,
+        watermarks,
+        listeners,
+        mailbox,
+        http,
+        cluster,
+        work,
+        drained,
+    } = setup;
     let doors: io::Result<Vec<Listener>> =
         listeners.into_iter().map(|(door, listener)| Listener::new(listener, door)).collect();
     let doors = match doors {

@@ -18,7 +18,7 @@ pub(super) fn watched(mut response: Response<s3s::Body>, open: Open, fault: Opti
     let end = match fault {
         Some(Fault::BodyBreaks(after)) => End::Break(after),
         Some(Fault::BodyHangs(after)) => End::Hang(after),
-        Some(Fault::BodyTrickles(chunk, pause)) => End::Trickle { chunk, pause, sleep: None },
+        Some(Fault::BodyTrickles(chunk, pause)) => End::Trickle { chunk, pause, sleep: None, paused_at: 0 },
         Some(Fault::BodyShort(missing)) => {
             let kept = length.unwrap_or(0).saturating_sub(missing);
             response.headers_mut().insert(header::CONTENT_LENGTH, HeaderValue::from(kept));
@@ -49,7 +49,13 @@ enum End {
     Break(u64),
     Hang(u64),
     Stop(u64),
-    Trickle { chunk: u64, pause: Duration, sleep: Option<Pin<Box<tokio::time::Sleep>>> },
+    /// `paused_at`: how much was sent at the last pause; the inner body gives less than a chunk at a time.
+    Trickle {
+        chunk: u64,
+        pause: Duration,
+        sleep: Option<Pin<Box<tokio::time::Sleep>>>,
+        paused_at: u64,
+    },
 }
 
 struct WatchedBody {
@@ -84,13 +90,14 @@ impl Body for WatchedBody {
             End::Hang(after) if sent >= *after => return Poll::Pending,
             End::Stop(after) if sent >= *after => return Poll::Ready(None),
             End::Break(after) | End::Hang(after) | End::Stop(after) => most = *after - sent,
-            End::Trickle { chunk, pause, sleep } => {
-                if sent > 0 {
+            End::Trickle { chunk, pause, sleep, paused_at } => {
+                if sent >= *paused_at + *chunk {
                     let sleep = sleep.get_or_insert_with(|| Box::pin(tokio::time::sleep(*pause)));
                     std::task::ready!(sleep.as_mut().poll(context));
+                    *paused_at = sent;
                 }
                 *sleep = None;
-                most = *chunk;
+                most = *paused_at + *chunk - sent;
             }
         }
         if this.left.is_empty() {
