@@ -71,9 +71,9 @@ fn task_records() {
     check(
         task().as_bytes(),
         &record,
-        "01066d6f64656c730b6c6c6d2f77c3a42e62696e0b76657273696f6e49643d3780c0b4c4a29a98030189808004042265 \
+        "02066d6f64656c730b6c6c6d2f77c3a42e62696e0b76657273696f6e49643d3780c0b4c4a29a98030189808004042265 \
         3122fbe8b584a0340a746578742f706c61696e04677a697006696e6c696e6502656e085354414e444152440e63726333 \
-        323a63626634333932368080800201a6f2d0df0cc8ebb584a0342fcb8ec6",
+        323a63626634333932368080800201a6f2d0df0cc8ebb584a0340301ce9b529f",
     );
     let record = TaskRecord {
         query: String::new(),
@@ -85,9 +85,25 @@ fn task_records() {
     check(
         task().as_bytes(),
         &record,
-        "01066d6f64656c730b6c6c6d2f77c3a42e62696e0080c0b4c4a29a9803030000000000000000008080800200c8ebb584 \
-        a0346af181bd",
+        "02066d6f64656c730b6c6c6d2f77c3a42e62696e0080c0b4c4a29a9803030000000000000000008080800200c8ebb584 \
+        a03403019b890ef2",
     );
+}
+
+/// Disks written before there were clusters are read: nobody asked for replicas, nobody was told.
+#[test]
+fn task_records_of_version_1_are_read() {
+    let golden: String = "01066d6f64656c730b6c6c6d2f77c3a42e62696e0b76657273696f6e49643d3780c0b4c4a29a98030189808004042265 \
+        3122fbe8b584a0340a746578742f706c61696e04677a697006696e6c696e6502656e085354414e444152440e63726333 \
+        323a63626634333932368080800201a6f2d0df0cc8ebb584a0342fcb8ec6".split_whitespace().collect();
+    let bytes: Vec<u8> =
+        (0..golden.len()).step_by(2).map(|at| u8::from_str_radix(&golden[at..at + 2], 16).expect("hex")).collect();
+    let record = codec::decode::<TaskRecord>(task().as_bytes(), &bytes).expect("it is read");
+    assert_eq!((record.state, record.validated_at_ms), (TaskState::Dirty, 1_795_305_600_456));
+    assert_eq!((record.replicas, record.published), (0, false));
+    for length in 0..bytes.len() {
+        assert!(codec::decode::<TaskRecord>(task().as_bytes(), &bytes[..length]).is_err(), "cut to {length} bytes");
+    }
 }
 
 #[test]
