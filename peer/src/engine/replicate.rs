@@ -231,7 +231,8 @@ impl Owner {
                     if !version.is_durable_here() {
                         self.spread(&task, &version);
                     } else if let Ok(asked @ 1..) = self.ask_for_copies(&task, &version).await {
-                        pause_for(u64::from(asked) * version.meta.borrow().length).await;
+                        let length = version.meta.borrow().length;
+                        pause_for(u64::from(asked) * length).await;
                     }
                 }
                 Place::Away { homes, .. } => {
