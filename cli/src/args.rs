@@ -79,7 +79,7 @@ pub struct CpArgs {
     /// Replicas that seed peers keep.
     #[arg(long, default_value_t = 3, value_name = "N", value_parser = parse_max_replicas)]
     pub max_replicas: u8,
-    /// Durable copies to wait for: local (the peer's own), or peers:K (on K other peers of its cluster).
+    /// Durable copies to wait for: local (the peer's own), or peers:K (on K nodes of its cluster, this peer counted).
     #[arg(long, default_value = "local", value_name = "WHO", value_parser = parse_ack)]
     pub ack: Ack,
     /// Connections to use at once.

@@ -1,7 +1,7 @@
 //! Numbers of deletions that are done: what is older than one of them does not come back.
 //!
-//! A peer that was away while an object it had written was deleted will tell of its write again. Bounded in number and
-//! age; held in memory only, so that a home that was restarted meanwhile has forgotten (see docs/SEMANTICS.md).
+//! A peer that was away while an object it had written was deleted will tell of its write again. Bounded in number; held
+//! in memory only, so that a home that was restarted meanwhile has forgotten (see docs/SEMANTICS.md).
 
 use std::collections::{HashMap, VecDeque};
 
