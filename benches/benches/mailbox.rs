@@ -1,0 +1,84 @@
+//! A message that crosses shards, or from a shard to a tokio thread, and its answer: how long that takes while the
+//! answering side is busy with others.
+//!
+//! Busy means that a crowd of tasks asks the same side all the time, each question costing it a checksum over 16 KiB. One
+//! more task asks now and then and is timed. Prints the median and the 99th percentile of round trips; a message takes
+//! half of one.
+
+use std::time::{Duration, Instant};
+
+use dfstore_benches::is_smoke;
+use dfstore_peer::rt::mailbox::{Receiver, Sender, mailbox, oneshot};
+use dfstore_peer::rt::shard::{ShardThread, spawn_local};
+use dfstore_peer::rt::time::sleep;
+
+/// Tasks that keep the answering side busy.
+const CROWD: usize = 16;
+/// Pause between two timed questions.
+const PAUSE: Duration = Duration::from_millis(1);
+
+/// A question: bytes to sum, where the answer goes.
+struct Question(Vec<u8>, oneshot::Sender<(u32, Vec<u8>)>);
+
+async fn answer(questions: Receiver<Question>) {
+    while let Some(Question(bytes, reply)) = questions.recv().await {
+        let sum = crc32fast::hash(&bytes);
+        drop(reply.send((sum, bytes)));
+    }
+}
+
+async fn ask(answerer: &Sender<Question>, bytes: Vec<u8>) -> Vec<u8> {
+    answerer.call(|reply| Question(bytes, reply)).await.expect("it answers").1
+}
+
+/// Round trips from a shard of its own, sorted.
+fn time(answerer: Sender<Question>, crowd: usize, rounds: usize) -> Vec<Duration> {
+    let (sender, result) = std::sync::mpsc::channel();
+    let asking = move || async move {
+        for _ in 0..crowd {
+            let answerer = answerer.clone();
+            spawn_local(async move {
+                let mut bytes = vec![7; 16 << 10];
+                loop {
+                    bytes = ask(&answerer, bytes).await;
+                }
+            });
+        }
+        let mut took = Vec::with_capacity(rounds);
+        for _ in 0..rounds {
+            sleep(PAUSE).await;
+            let began = Instant::now();
+            ask(&answerer, vec![7; 64]).await;
+            took.push(began.elapsed());
+        }
+        took.sort_unstable();
+        let _ = sender.send(took);
+    };
+    let thread = ShardThread::start("asking".to_owned(), 0, asking).expect("it starts");
+    let took = result.recv().expect("it ends");
+    thread.join();
+    took
+}
+
+fn row(name: &str, took: &[Duration]) {
+    let at = |share: f64| took[((took.len() - 1) as f64 * share) as usize].as_secs_f64() * 1e6;
+    println!("{name:<34} {:>9.1} us {:>9.1} us {:>9.1} us", at(0.5), at(0.99), at(0.99) / 2.0);
+}
+
+fn main() {
+    let rounds = if is_smoke() { 50 } else { 1_000 };
+    println!("{:<34} {:>12} {:>12} {:>12}", "round trip", "median", "p99", "p99, one way");
+    for (name, crowd) in [("shard to shard, idle", 0), ("shard to shard, busy", CROWD)] {
+        let (answerer, questions) = mailbox(4096);
+        let thread = ShardThread::start("answering".to_owned(), 1, move || answer(questions)).expect("it starts");
+        row(name, &time(answerer, crowd, rounds));
+        thread.join();
+    }
+    for (name, crowd) in [("shard to tokio thread, idle", 0), ("shard to tokio thread, busy", CROWD)] {
+        let (answerer, questions) = mailbox(4096);
+        let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
+        let thread = std::thread::spawn(move || runtime.block_on(answer(questions)));
+        row(name, &time(answerer, crowd, rounds));
+        thread.join().expect("no panic");
+    }
+}
