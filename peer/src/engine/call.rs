@@ -162,6 +162,8 @@ pub enum TaskCall {
     Reopen { task: TaskId, generation: u64, reply: Reply<Opened> },
     /// Find one piece of an opened version.
     Piece { task: TaskId, generation: u64, wanted: Wanted, reply: Reply<PieceAnswer> },
+    /// A piece that was asked for ahead is needed now.
+    Hurry { task: TaskId, generation: u64, wanted: Wanted },
     /// A piece on disk failed its checksum.
     Corrupt { task: TaskId, generation: u64, number: u32, reply: Reply<()> },
     /// Begin an upload.

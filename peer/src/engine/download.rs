@@ -13,7 +13,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use dfstore_proto::error::ErrorCode;
-use dfstore_proto::ids::ObjectName;
+use dfstore_proto::ids::{ObjectName, TaskId};
 use dfstore_proto::message::{Fetch, Message, PieceRuns, Track};
 use event_listener::Event;
 use futures_util::future::{Either, select};
@@ -87,7 +87,12 @@ impl Download {
     }
 
     /// Forgets readers that have not asked for long: they have gone, or read very slowly and will ask again.
-    fn forget_idle_readers(&self, now: Duration) {
+    fn forget_idle_readers(&self, version: &Version, now: Duration) {
+        if has_waiters(version) {
+            // Whoever waits for a piece cannot ask for the next one.
+            self.used_at.set(now);
+            return;
+        }
         let mut planner = self.planner.borrow_mut();
         self.readers.borrow_mut().retain(|reader, asked_at| {
             let stays = now < *asked_at + DOWNLOAD_READER_IDLE;
@@ -123,6 +128,10 @@ impl Owner {
         let download = version.download.borrow_mut().get_or_insert_with(|| Rc::new(Download::new(version))).clone();
         let now = since_start();
         download.used_at.set(now);
+        // What is asked for here is not here, whatever the planner was told.
+        if download.planner.borrow().pieces().contains(wanted.number) && !is_here(version, wanted.number) {
+            download.planner.borrow_mut().lost(wanted.number);
+        }
         if wanted.urgent && download.planner.borrow_mut().want(wanted.reader, wanted.number..wanted.end, now) {
             download.readers.borrow_mut().insert(wanted.reader, now);
         }
@@ -133,10 +142,22 @@ impl Owner {
         }
     }
 
+    /// A piece that was read ahead is the one that its reader needs now.
+    pub fn hurry(self: &Rc<Self>, task: &TaskId, generation: u64, wanted: Wanted) {
+        let Ok(version) = self.opened_version(task, generation) else { return };
+        if !self.is_away(task) || is_here(&version, wanted.number) {
+            return;
+        }
+        if let Some(PieceState::Fetching(waiters)) = version.pieces.borrow_mut().get_mut(&wanted.number) {
+            waiters.iter_mut().for_each(|waiter| waiter.urgent = true);
+        }
+        self.demand(&version, wanted);
+    }
+
     async fn run_download(self: Rc<Self>, version: Rc<Version>, download: Rc<Download>) {
         loop {
             let now = since_start();
-            download.forget_idle_readers(now);
+            download.forget_idle_readers(&version, now);
             download.note_progress(now);
             for given_up in download.planner.borrow_mut().overdue(now) {
                 download.flights.borrow_mut().remove(&given_up);
@@ -351,8 +372,7 @@ impl Owner {
                 let bytes = arrived.0.len() as u64;
                 download.planner.borrow_mut().done(order.piece, &order.from, bytes, now);
                 download.wake.notify(usize::MAX);
-                // It may have come from elsewhere meanwhile.
-                if matches!(version.pieces.borrow().get(&order.piece), Some(PieceState::Fetching(_))) {
+                if !is_here(version, order.piece) {
                     self.deliver(version, order.piece, Ok(arrived)).await;
                 }
             }
@@ -392,6 +412,11 @@ impl Owner {
             self.deliver(version, number, Err(error.clone())).await;
         }
     }
+}
+
+/// Whether a piece is on disk or on its way there; it may have come twice.
+fn is_here(version: &Version, number: u32) -> bool {
+    matches!(version.pieces.borrow().get(&number), Some(PieceState::Stored(_) | PieceState::Memory { .. }))
 }
 
 fn is_hopeless(planner: &Planner) -> bool {

@@ -316,6 +316,14 @@ impl Engine {
         }
     }
 
+    /// A piece that was asked for ahead is needed now.
+    fn hurry(&self, task: TaskId, generation: u64, wanted: Wanted) {
+        match self.remote(&task) {
+            None => self.0.hurry(&task, generation, wanted),
+            Some(shard) => shard.tell(TaskCall::Hurry { task, generation, wanted }),
+        }
+    }
+
     async fn quarantine(&self, task: TaskId, generation: u64, number: u32) -> Result<(), ObjectError> {
         match self.remote(&task) {
             None => self.0.quarantine(&task, generation, number).await,

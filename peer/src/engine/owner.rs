@@ -160,6 +160,7 @@ impl Owner {
                 spawn_local(async move { drop(reply.send(owner.open(&target, no_cache).await)) })
             }
             TaskCall::Reopen { task, generation, reply } => drop(reply.send(owner.reopen(&task, generation))),
+            TaskCall::Hurry { task, generation, wanted } => owner.hurry(&task, generation, wanted),
             TaskCall::Corrupt { task, generation, number, reply } => {
                 spawn_local(async move { drop(reply.send(owner.quarantine(&task, generation, number).await)) })
             }

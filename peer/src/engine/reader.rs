@@ -7,11 +7,12 @@
 //! So whoever waits is served by those who are being sent to, and nobody waits in a circle.
 
 use std::ops::Range;
+use std::task::Poll;
 
 use bytes::Bytes;
 use dfstore_proto::message::Fetch;
 use dfstore_proto::object::Source;
-use futures_util::StreamExt;
+use futures_util::{StreamExt, poll};
 use futures_util::future::LocalBoxFuture;
 use futures_util::stream::FuturesOrdered;
 
@@ -86,6 +87,7 @@ impl Reader {
             range: start..end,
             window,
             ahead: FuturesOrdered::new(),
+            hurried: number(start),
             id: self.engine.next_reader(),
         }
     }
@@ -139,6 +141,8 @@ pub struct PieceStream {
     end_piece: u32,
     window: usize,
     ahead: FuturesOrdered<LocalBoxFuture<'static, Result<Option<Found>, ObjectError>>>,
+    /// The last piece that was needed before it was ready; the first one is asked for in haste anyway.
+    hurried: u32,
     /// Tells it apart from other readers.
     id: u64,
 }
@@ -168,7 +172,15 @@ impl PieceStream {
         }
         let number = self.next_sent;
         self.next_sent += 1;
-        let found = match self.ahead.next().await {
+        let ready = poll!(self.ahead.next());
+        let front = match ready {
+            Poll::Ready(front) => front,
+            Poll::Pending => {
+                self.hurry(number);
+                self.ahead.next().await
+            }
+        };
+        let found = match front {
             Some(Ok(Some(found))) => Ok(found),
             Some(Ok(None)) | None => match self.reader.piece(self.want(number, true)).await {
                 Ok(found) => found.ok_or_else(|| ObjectError::Internal("an urgent piece was put off".into())),
@@ -182,6 +194,15 @@ impl PieceStream {
             metrics.served(source, wanted.len() as u64);
             Chunk { number, slot, crc32, source, wanted }
         }))
+    }
+
+    /// The next piece is not ready, and may have been asked for ahead, without haste. Once for each piece.
+    fn hurry(&mut self, number: u32) {
+        if self.hurried < number {
+            self.hurried = number;
+            let opened = &self.reader.opened;
+            self.reader.engine.hurry(opened.task, opened.stat.generation, self.want(number, true));
+        }
     }
 
     fn want(&self, number: u32, urgent: bool) -> Wanted {
