@@ -88,11 +88,7 @@ impl Owner {
                     let (reply, answer) = oneshot::channel();
                     pieces.insert(number, PieceState::Fetching(vec![Waiter { reply, urgent: wanted.urgent }]));
                     if !is_away {
-                        let (owner, version) = (self.clone(), version.clone());
-                        spawn_local(async move {
-                            let came = owner.fetch_as_home(&version, number, slot).await;
-                            owner.deliver(&version, number, came).await;
-                        });
+                        self.spawn_fetch_as_home(&version, number, slot);
                     }
                     answer
                 }
@@ -102,6 +98,26 @@ impl Owner {
             self.demand(&version, wanted);
         }
         answer.await.unwrap_or(Err(ObjectError::ShuttingDown))
+    }
+
+    /// Begins to bring a piece here that nobody waits for yet, if there is memory to spare.
+    pub fn fetch_ahead(self: &Rc<Self>, version: &Rc<Version>, number: u32) -> bool {
+        let length = version.piece_length(number);
+        if length == 0 || self.is_memory_scarce(length) {
+            return false;
+        }
+        let Some(slot) = self.context.arena.try_take(length as usize, Holder::Fetch) else { return false };
+        version.pieces.borrow_mut().insert(number, PieceState::Fetching(Vec::new()));
+        self.spawn_fetch_as_home(version, number, Some(slot));
+        true
+    }
+
+    fn spawn_fetch_as_home(self: &Rc<Self>, version: &Rc<Version>, number: u32, slot: Option<SlotMut>) {
+        let (owner, version) = (self.clone(), version.clone());
+        spawn_local(async move {
+            let came = owner.fetch_as_home(&version, number, slot).await;
+            owner.deliver(&version, number, came).await;
+        });
     }
 
     /// Answers all who wait for a piece, and stores it.

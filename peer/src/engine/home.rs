@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use dfstore_proto::message::{
     Duty, KnownVersion, Locate, Message, Publish, PublishOk, Published, Recall, Recalled, Reserved,
-    Standing as Verdict, Track, VersionRecord, VersionState,
+    Standing as Verdict, Track, Tracked, VersionRecord, VersionState,
 };
 use dfstore_proto::object::ObjectMeta;
 use futures_util::future::join_all;
@@ -24,7 +24,7 @@ use crate::engine::owner::Owner;
 use crate::engine::request::Target;
 use crate::engine::version::{Task, Version};
 use crate::engine::writeback::new_record;
-use crate::limits::{HOMES_ASKED_MAX, REPLICAS_WAIT};
+use crate::limits::{HOME_AHEAD_PIECES, HOMES_ASKED_MAX, REPLICAS_WAIT};
 use crate::membership::Node;
 use crate::rt::time::{since_start, timeout, unix_ms};
 
@@ -75,13 +75,33 @@ impl Owner {
     }
 
     /// TRACK: notes what a peer has of a version, and tells it whom to ask for the rest.
-    pub fn answer_track(&self, asked: &Track) -> Result<Message, ObjectError> {
+    pub fn answer_track(self: &Rc<Self>, asked: &Track) -> Result<Message, ObjectError> {
         let version = self.opened_version(&asked.task, asked.generation)?;
         version.note_remote_reader();
         let Some(cluster) = &self.cluster else { return Err(ObjectError::Internal("there is no cluster".into())) };
         let mut holders = version.holders.borrow_mut();
         let tracked = holders.track(version.piece_count(), asked, &cluster.members(), since_start());
+        drop(holders);
+        self.fetch_ahead_of_peers(&version, asked, &tracked);
         Ok(Message::Tracked(tracked))
+    }
+
+    /// Begins to bring pieces here that peers are about to ask for: what was suggested to this one, and a few more that
+    /// nobody has. So the way from the backend and the ways to the peers are in use at the same time.
+    fn fetch_ahead_of_peers(self: &Rc<Self>, version: &Rc<Version>, asked: &Track, tracked: &Tracked) {
+        if self.is_away(&version.task) || !version.is_clean() {
+            return;
+        }
+        let rare = (asked.window.first..).zip(&tracked.counts).filter(|(_, count)| **count == 0).map(|(number, _)| number);
+        let mut places = HOME_AHEAD_PIECES.saturating_sub(version.fetching_count());
+        for number in tracked.suggested.iter().copied().chain(rare) {
+            if places == 0 {
+                return;
+            }
+            if !version.holds(number) && self.fetch_ahead(version, number) {
+                places -= 1;
+            }
+        }
     }
 
     /// PUBLISH: takes a version or deletion in and says what has become of it.

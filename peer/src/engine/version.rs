@@ -316,6 +316,11 @@ impl Version {
         self.pieces.borrow().contains_key(&number)
     }
 
+    /// Pieces that are on their way.
+    pub fn fetching_count(&self) -> usize {
+        self.pieces.borrow().values().filter(|state| matches!(state, PieceState::Fetching(_))).count()
+    }
+
     /// Its pieces, on disk or not.
     pub fn piece_count(&self) -> u32 {
         piece_count(self.meta.borrow().length, self.piece_bytes)
