@@ -136,7 +136,10 @@ impl Owner {
     async fn run_download(self: Rc<Self>, version: Rc<Version>, download: Rc<Download>) {
         loop {
             let now = since_start();
-            download.forget_idle_readers(now);
+            // Whoever waits asks no more until it has its piece, however long that takes.
+            if !has_waiters(&version) {
+                download.forget_idle_readers(now);
+            }
             download.note_progress(now);
             for given_up in download.planner.borrow_mut().overdue(now) {
                 download.flights.borrow_mut().remove(&given_up);
@@ -150,7 +153,12 @@ impl Owner {
             self.start_flights(&version, &download).await;
             self.give_up_if_lost(&version, &download).await;
             if download.flights.borrow().is_empty() && now > download.used_at.get() + DOWNLOAD_IDLE_MAX {
-                break;
+                if !has_waiters(&version) {
+                    break;
+                }
+                // Nothing came and nothing is on its way: nobody is to wait for ever.
+                let error = ObjectError::PeerUnavailable("neither the home nor another peer gives the object".into());
+                self.fail_waiters(&version, &error).await;
             }
             let wake = download.wake.listen();
             let next = download.planner.borrow().next_wake(now).unwrap_or(Duration::MAX);
@@ -158,10 +166,7 @@ impl Owner {
             select(wake, pin!(sleep(pause))).await;
         }
         download.is_running.set(false);
-        version
-            .pieces
-            .borrow_mut()
-            .retain(|_, state| !matches!(state, PieceState::Fetching(waiters) if waiters.is_empty()));
+        version.pieces.borrow_mut().retain(|_, state| !matches!(state, PieceState::Fetching(_)));
         // Whoever comes later starts anew.
         version.download.borrow_mut().take_if(|held| Rc::ptr_eq(held, &download));
     }
@@ -400,7 +405,9 @@ fn is_hopeless(planner: &Planner) -> bool {
 
 fn has_waiters(version: &Version) -> bool {
     let pieces = version.pieces.borrow();
-    pieces.values().any(|state| matches!(state, PieceState::Fetching(waiters) if !waiters.is_empty()))
+    pieces.values().any(|state| {
+        matches!(state, PieceState::Fetching(waiters) if waiters.iter().any(|waiter| !waiter.reply.is_canceled()))
+    })
 }
 
 fn forget_unwanted(version: &Version, number: u32) {
