@@ -183,8 +183,8 @@ impl Owner {
         written: &Written,
     ) -> Result<PutDone, ObjectError> {
         let told = if self.is_away(&task.target.task) {
-            // A number of this peer's own, by which the home asks for the pieces.
-            let generation = task.next_generation(unix_ms());
+            // A number that nothing else of this peer has, by which the home asks for the pieces.
+            let generation = upload.ticket.upload.max(1);
             let staged =
                 Version::new(task.target.task, generation, meta.clone(), TaskState::Clean, Some(written.crc32));
             staged.durable.set(true);
