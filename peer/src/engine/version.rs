@@ -113,7 +113,7 @@ impl Task {
     /// The generation for a new version: above every earlier one, also across restarts and evictions, as long as the
     /// clock of this machine does not run backwards by more than the task was forgotten.
     pub fn next_generation(&self, now_ms: u64) -> u64 {
-        (self.last_generation() + 1).max(now_ms.saturating_mul(1000))
+        (self.last_generation().max(self.known.get()) + 1).max(now_ms.saturating_mul(1000))
     }
 
     /// The generation for what the backend has: that of a peer that holds the same content, if one said so and it is
