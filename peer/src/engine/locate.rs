@@ -122,6 +122,10 @@ impl Owner {
     async fn remind(self: &Rc<Self>, task: &Rc<Task>, version: &Rc<Version>) -> Result<bool, ObjectError> {
         if let Some(told) = self.tell_home(task, version, 0).await? {
             self.take_verdict(task, version, &told).await;
+            if version.state.get() == TaskState::Deleted && told.state == VersionState::Clean {
+                // Deleted there and in the backend; what the home named came later.
+                self.give_way(task, version).await;
+            }
         }
         Ok(false)
     }

@@ -2,8 +2,8 @@
 //!
 //! Writes are numbered by the clock (microseconds). What is found in the backend must be above what it replaced there,
 //! and below a write that came after it, though the home be told of that write only later: else an acknowledged write
-//! would give way to what it was to replace. The backend tells the second; which microsecond of it is taken depends on
-//! the content, so that two contents of one second hardly get one number.
+//! would give way to what it was to replace. The backend tells the second; a microsecond of the one before is
+//! taken, which one depends on the content, so that two contents of one second hardly get one number.
 
 use std::hash::Hasher;
 
@@ -21,7 +21,7 @@ pub fn of_found(meta: &ObjectMeta, now_ms: u64) -> Option<u64> {
     let mut hasher = crc32fast::Hasher::new();
     hasher.update(meta.etag.as_bytes());
     hasher.write_u64(meta.length);
-    Some(seconds * SECOND + u64::from(hasher.finalize()) % SECOND)
+    Some((seconds - 1) * SECOND + u64::from(hasher.finalize()) % SECOND)
 }
 
 #[cfg(test)]

@@ -191,7 +191,8 @@ impl Owner {
             version.afar.set(None);
             return Ok(true);
         }
-        let generation = task.generation_for(&meta, now_ms);
+        let after_deletion = self.graves.borrow().after(&task.target.task);
+        let generation = task.generation_for(&meta, now_ms).max(after_deletion);
         let version = Version::new(task.target.task, generation, meta, TaskState::Clean, None);
         version.validated_at_ms.set(now_ms);
         if let Some((_, holders)) = task.evicted.take().filter(|(evicted, _)| *evicted == generation) {
