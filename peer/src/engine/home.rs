@@ -20,6 +20,7 @@ use crate::catalog::{Change, Durability, TaskState, WriteBackKind};
 use crate::engine::cluster::Place;
 use crate::engine::error::ObjectError;
 use crate::engine::locate::source_at_home;
+use crate::engine::numbers::is_own_etag;
 use crate::engine::owner::Owner;
 use crate::engine::request::Target;
 use crate::engine::version::{Task, Version};
@@ -250,10 +251,10 @@ impl Owner {
             Published::Clean if version.state.get() == TaskState::Dirty => {
                 self.become_clean_locked(task, version, record.meta.clone()).await;
             }
-            Published::Dirty if is_reader_copy(version, record) => {
+            Published::Dirty if is_reader_copy(version) => {
                 self.take_on(task, version, record, TaskState::Dirty).await?;
             }
-            Published::Ephemeral if is_reader_copy(version, record) => {
+            Published::Ephemeral if is_reader_copy(version) => {
                 self.take_on(task, version, record, TaskState::Ephemeral).await?;
             }
             _ => {}
@@ -353,9 +354,8 @@ impl Owner {
 
 /// Whether this peer holds a version that the backend does not have only because it was read here: it never became clean
 /// here, for that gives it another entity tag.
-fn is_reader_copy(version: &Version, record: &VersionRecord) -> bool {
-    let etag = &version.meta.borrow().etag;
-    version.is_clean() && !etag.is_empty() && *etag == record.meta.etag
+fn is_reader_copy(version: &Version) -> bool {
+    version.is_clean() && is_own_etag(&version.meta.borrow().etag, version.generation)
 }
 
 /// What the backend calls a version that was evicted here, and that is told as one that the backend does not have: who
@@ -366,7 +366,7 @@ fn evicted_as(task: &Task, record: &VersionRecord) -> Option<String> {
     }
     let claimed = task.claimed.borrow();
     let claimed = claimed.as_ref().filter(|claimed| claimed.generation == record.generation)?;
-    let was_clean = !claimed.etag.is_empty() && claimed.etag != record.meta.etag;
+    let was_clean = !claimed.etag.is_empty() && !is_own_etag(&claimed.etag, claimed.generation);
     was_clean.then(|| claimed.etag.clone())
 }
 

@@ -1,4 +1,4 @@
-//! The number of a version that was found in the backend, by when it came there.
+//! The number of a version that was found in the backend, by when it came there; and the tag of one that is not there yet.
 //!
 //! Writes are numbered by the clock (microseconds). What is found in the backend must be above what it replaced there,
 //! and below a write that came after it, though the home be told of that write only later: else an acknowledged write
@@ -24,6 +24,16 @@ pub fn of_found(meta: &ObjectMeta, now_ms: u64) -> Option<u64> {
     Some((seconds - 1) * SECOND + u64::from(hasher.finalize()) % SECOND)
 }
 
+/// The entity tag of a version that the backend does not have, which gives it another one.
+pub fn own_etag(crc32: u32, generation: u64) -> String {
+    format!("\"{crc32:08x}-{generation:x}\"")
+}
+
+/// Whether this is the entity tag of the version with this number before the backend had it.
+pub fn is_own_etag(etag: &str, generation: u64) -> bool {
+    etag.trim_matches('"').rsplit_once('-').is_some_and(|(_, number)| number == format!("{generation:x}"))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -46,6 +56,16 @@ mod tests {
     fn make_current(task: &Task, generation: u64, state: TaskState) {
         let version = Version::new(task.target.task, generation, found_at(0), state, None);
         drop(task.replace(Some(version.into())));
+    }
+
+    #[test]
+    fn a_tag_of_our_own_is_told_from_those_of_the_backend() {
+        let generation = NOW_MS * 1000;
+        assert!(is_own_etag(&own_etag(7, generation), generation));
+        assert!(!is_own_etag(&own_etag(7, generation), generation + 1));
+        for etag in ["", "\"\"", "\"d41d8cd98f00b204e9800998ecf8427e\"", "\"d41d8cd98f00b204e9800998ecf8427e-9\""] {
+            assert!(!is_own_etag(etag, generation), "{etag}");
+        }
     }
 
     #[test]

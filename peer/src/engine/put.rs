@@ -18,6 +18,7 @@ use crate::engine::call::{Ticket, WrittenPiece};
 use crate::engine::context::DirtyHold;
 use crate::engine::error::ObjectError;
 use crate::engine::fetch::busy;
+use crate::engine::numbers;
 use crate::engine::owner::Owner;
 use crate::engine::request::{CommitRequest, PutDone, PutRequest, piece_count, piece_length};
 use crate::engine::version::{StoredPiece, Task, Version};
@@ -229,7 +230,7 @@ impl Owner {
         let _commit = task.commit_lock.lock().await;
         let now_ms = unix_ms();
         if state != TaskState::Clean {
-            meta.etag = format!("\"{:08x}-{generation:x}\"", written.crc32);
+            meta.etag = numbers::own_etag(written.crc32, generation);
             meta.last_modified_ms = now_ms;
         }
         let version = Version::new(task.target.task, generation, meta, state, Some(written.crc32));

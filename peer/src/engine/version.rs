@@ -421,7 +421,7 @@ impl Version {
     /// Its number, as one that what the backend has is to be above. What was only read here does not count: who answers
     /// for it will tell of it.
     fn known_generation(&self) -> u64 {
-        let is_read_only = self.is_clean() && self.afar.get().is_some_and(|afar| afar.state != VersionState::Clean);
+        let is_read_only = self.is_clean() && numbers::is_own_etag(&self.meta.borrow().etag, self.generation);
         if is_read_only { 0 } else { self.generation }
     }
 

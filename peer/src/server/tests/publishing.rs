@@ -54,12 +54,12 @@ fn a_dirty_version_becomes_clean_when_another_peer_knows_that_it_is() {
     let served = Served::start();
     block_on(async {
         let (links, node) = (links("secret"), served.node(served.peer));
-        let dirty = tell(&links, &node, record(7, Published::Dirty, "\"local\"")).await;
+        let dirty = tell(&links, &node, record(7, Published::Dirty, "\"00000001-7\"")).await;
         assert_eq!((dirty.standing, dirty.state), (Standing::Current, VersionState::Dirty));
         let clean = tell(&links, &node, record(7, Published::Clean, "\"bucket\"")).await;
         assert_eq!((clean.standing, clean.state), (Standing::Current, VersionState::Clean));
         // Told late by who did not hear of it: it does not become dirty again.
-        let late = tell(&links, &node, record(7, Published::Dirty, "\"local\"")).await;
+        let late = tell(&links, &node, record(7, Published::Dirty, "\"00000001-7\"")).await;
         assert_eq!((late.state, late.meta.etag.as_str()), (VersionState::Clean, "\"bucket\""));
     })
     .expect("a runtime");
@@ -70,8 +70,8 @@ fn a_version_that_was_only_read_here_is_kept_as_dirty_when_that_is_asked() {
     let served = Served::start();
     block_on(async {
         let (links, node) = (links("secret"), served.node(served.peer));
-        tell(&links, &node, record(7, Published::Clean, "\"local\"")).await;
-        let told = tell(&links, &node, record(7, Published::Dirty, "\"local\"")).await;
+        tell(&links, &node, record(7, Published::Clean, "\"00000001-7\"")).await;
+        let told = tell(&links, &node, record(7, Published::Dirty, "\"00000001-7\"")).await;
         assert_eq!((told.standing, told.state), (Standing::Current, VersionState::Dirty));
         assert_eq!(recall(&links, &node).await.version.map(|version| version.kind), Some(Published::Dirty));
     })
@@ -100,7 +100,7 @@ fn a_write_that_is_told_late_is_newer_than_what_the_bucket_had_before() {
         let found = ask(&links, &node, Open { target: target(), no_cache: false }).await;
         let Message::OpenOk(found) = found else { panic!("{found:?}") };
         assert!(found.generation < written);
-        let told = tell(&links, &node, record(written, Published::Dirty, "\"local\"")).await;
+        let told = tell(&links, &node, record(written, Published::Dirty, "\"00000001-7\"")).await;
         assert_eq!(told.standing, Standing::Current);
     })
     .expect("a runtime");
