@@ -212,6 +212,8 @@ impl Owner {
         let generation = self.reserve(task).await.inspect_err(|_| written.give_back())?;
         let done = self.install(task, meta, TaskState::Clean, upload, written, generation).await?;
         if let Some(version) = task.current().filter(|version| version.generation == generation) {
+            // An older version that waits there for the backend must not come after this one if this peer is lost.
+            self.tell_witness(task, &version).await;
             self.spread(task, &version);
         }
         Ok(done)
