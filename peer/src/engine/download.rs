@@ -90,7 +90,6 @@ impl Download {
     fn forget_idle_readers(&self, version: &Version, now: Duration) {
         if has_waiters(version) {
             // Whoever waits for a piece cannot ask for the next one.
-            self.used_at.set(now);
             return;
         }
         let mut planner = self.planner.borrow_mut();
@@ -170,8 +169,16 @@ impl Owner {
             }
             self.start_flights(&version, &download).await;
             self.give_up_if_lost(&version, &download).await;
-            if download.flights.borrow().is_empty() && now > download.used_at.get() + DOWNLOAD_IDLE_MAX {
-                break;
+            if !download.flights.borrow().is_empty() {
+                download.used_at.set(now);
+            }
+            if now > download.used_at.get() + DOWNLOAD_IDLE_MAX {
+                if !has_waiters(&version) {
+                    break;
+                }
+                // Nothing came and nothing is on its way: nobody is to wait for ever.
+                let error = ObjectError::PeerUnavailable("neither the home nor another peer gives the object".into());
+                self.fail_waiters(&version, &error).await;
             }
             let wake = download.wake.listen();
             let next = download.planner.borrow().next_wake(now).unwrap_or(Duration::MAX);
@@ -179,10 +186,7 @@ impl Owner {
             select(wake, pin!(sleep(pause))).await;
         }
         download.is_running.set(false);
-        version
-            .pieces
-            .borrow_mut()
-            .retain(|_, state| !matches!(state, PieceState::Fetching(waiters) if waiters.is_empty()));
+        version.pieces.borrow_mut().retain(|_, state| !matches!(state, PieceState::Fetching(_)));
         // Whoever comes later starts anew.
         version.download.borrow_mut().take_if(|held| Rc::ptr_eq(held, &download));
     }
@@ -425,7 +429,9 @@ fn is_hopeless(planner: &Planner) -> bool {
 
 fn has_waiters(version: &Version) -> bool {
     let pieces = version.pieces.borrow();
-    pieces.values().any(|state| matches!(state, PieceState::Fetching(waiters) if !waiters.is_empty()))
+    pieces.values().any(|state| {
+        matches!(state, PieceState::Fetching(waiters) if waiters.iter().any(|waiter| !waiter.reply.is_canceled()))
+    })
 }
 
 fn forget_unwanted(version: &Version, number: u32) {

@@ -12,6 +12,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
+use dfstore_proto::error::ErrorCode;
 use dfstore_proto::ids::TaskId;
 use dfstore_proto::message::{Fetch, NodeRole};
 use dfstore_proto::object::Source;
@@ -207,7 +208,13 @@ impl Owner {
         let fetch = pin!(cluster.links.fetch(node, fetch, slot, Some(bytes.clone())));
         let reason = match select(fetch, pin!(too_slow(&bytes))).await {
             Either::Left((Ok(piece), _)) => return Ok(arrived(piece.slot, piece.head.crc32, source_of(node))),
-            Either::Left((Err(LinkError::Refused(reply)), _)) => reply.to_string(),
+            Either::Left((Err(LinkError::Refused(reply)), _)) => {
+                if matches!(reply.code, ErrorCode::NotFound | ErrorCode::VersionChanged) {
+                    // It had all of it once. Others may still have it.
+                    version.holders.borrow_mut().forget(&node.id);
+                }
+                reply.to_string()
+            }
             Either::Left((Err(error), _)) => {
                 self.avoid(node);
                 error.to_string()
@@ -287,9 +294,14 @@ impl Owner {
     async fn keep(self: &Rc<Self>, version: &Rc<Version>, number: u32, slot: Slot, crc32: u32) {
         let length = u32::try_from(slot.len()).expect("at most a piece");
         let stored = self.write_new(slot, Some(&version.task)).await;
-        let task = self.known(&version.task).filter(|task| task.is_current(version));
+        let task = self.known(&version.task);
+        // The record of what replaces the version must come after this one.
+        let commit = match &task {
+            Some(task) => Some(task.commit_lock.lock().await),
+            None => None,
+        };
         version.pieces.borrow_mut().remove(&number);
-        match (stored, task) {
+        match (stored, task.as_ref().filter(|task| task.is_current(version))) {
             (Ok(reservation), Some(task)) => {
                 let piece = StoredPiece { length, crc32, lease: reservation.keep() };
                 self.eviction.borrow_mut().insert(version.task, piece.lease.length_bytes());
@@ -298,14 +310,16 @@ impl Owner {
                 }
                 let mut changes = Vec::with_capacity(2);
                 if !version.recorded.get() {
-                    changes.push(self.record_change(&task, version));
+                    changes.push(self.record_change(task, version));
                 }
                 changes.push(version.piece_change(number, &piece));
                 version.put_stored(number, piece);
                 if version.is_whole() && version.piece_count() <= SWARM_DIRECT_PIECES_MAX {
                     self.tell_whole(version);
                 }
-                self.commit_lazily(changes).await;
+                let rest = self.give_to_catalog(changes).await;
+                drop(commit);
+                rest.await;
                 self.evict_to_watermark().await;
             }
             // Replaced while it was written: nothing names the blocks, they are free when the reservation drops.

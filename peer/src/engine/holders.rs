@@ -33,6 +33,11 @@ impl Holders {
         }
     }
 
+    /// A node has let its copy go.
+    pub fn forget(&mut self, node: &str) {
+        self.keepers.remove(node);
+    }
+
     /// Whether a node said that it holds all of the version, durably.
     pub fn is_keeper(&self, node: &str) -> bool {
         self.keepers.contains(node)

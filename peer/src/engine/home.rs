@@ -20,6 +20,7 @@ use crate::catalog::{Change, Durability, TaskState, WriteBackKind};
 use crate::engine::cluster::Place;
 use crate::engine::error::ObjectError;
 use crate::engine::locate::source_at_home;
+use crate::engine::numbers::is_own_etag;
 use crate::engine::owner::Owner;
 use crate::engine::request::Target;
 use crate::engine::version::{Task, Version};
@@ -33,8 +34,11 @@ impl Owner {
     pub async fn answer_locate(self: &Rc<Self>, asked: Locate) -> Result<Message, ObjectError> {
         let target = Target::of(asked.target.object);
         let task = self.task(&target);
-        if task.current().is_none() && asked.known.is_some() {
-            task.claimed.replace(asked.known);
+        if let Some(known) = asked.known.filter(|_| task.current().is_none()) {
+            let is_news = task.claimed.borrow().as_ref().is_none_or(|claimed| claimed.generation < known.generation);
+            if is_news {
+                task.claimed.replace(Some(known));
+            }
         }
         let opened = self.open_as_home(&target, asked.no_cache).await?;
         let mut info = opened.stat.to_info(target.task);
@@ -58,11 +62,14 @@ impl Owner {
             let version = self.graves.borrow().generation_of(&target.task).map(deletion);
             return Recalled { whole: version.is_some(), version, ..Recalled::default() };
         };
-        Recalled {
-            version: Some(version.to_message()),
-            whole: version.is_whole(),
-            holders: version.holders.borrow().keepers(),
-        }
+        // A deletion that is whole is one that is done: this one still is to be told to the backend. Of what the backend
+        // does not have only what is durable counts.
+        let whole = match version.state.get() {
+            TaskState::Clean => version.is_whole(),
+            TaskState::Dirty | TaskState::Ephemeral => version.is_durable_here(),
+            TaskState::Deleted => false,
+        };
+        Recalled { version: Some(version.to_message()), whole, holders: version.holders.borrow().keepers() }
     }
 
     /// RESERVE: the number for a version that is being written.
@@ -135,6 +142,9 @@ impl Owner {
         for node in said.filter(|node| !self.is_me(node)) {
             holders.note_whole(node, since_start());
         }
+        if !asked.whole {
+            holders.forget(&asked.node);
+        }
         drop(holders);
         version.spread.notify(usize::MAX);
     }
@@ -166,6 +176,8 @@ impl Owner {
     fn standing_of(&self, task: &Task, verdict: Verdict, generation: u64) -> PublishOk {
         let current = task.current();
         let newest = current.as_ref().map_or(generation, |version| version.generation.max(generation));
+        // It may have been replaced while copies of it were waited for.
+        let verdict = if newest > generation { Verdict::Superseded } else { verdict };
         let Some(version) = current.filter(|version| version.generation == generation) else {
             let state = VersionState::Clean;
             let (meta, replicas, replicas_wanted) = (ObjectMeta::default(), 0, 0);
@@ -203,6 +215,18 @@ impl Owner {
         if self.graves.borrow().generation_of(&task.target.task).is_some_and(|grave| grave >= record.generation) {
             return Ok(if is_deletion { Verdict::Current } else { Verdict::Superseded });
         }
+        let evicted = task.evicted.borrow().as_ref().map(|(generation, _)| *generation);
+        if task.current().is_none() && evicted.is_some_and(|evicted| evicted > record.generation) {
+            return Ok(Verdict::Superseded);
+        }
+        let record = &match evicted_as(task, record) {
+            Some(etag) => VersionRecord {
+                kind: Published::Clean,
+                meta: ObjectMeta { etag, ..record.meta.clone() },
+                ..record.clone()
+            },
+            None => record.clone(),
+        };
         let (state, queued) = match record.kind {
             Published::Dirty | Published::Through => (TaskState::Dirty, Some(WriteBackKind::Put)),
             Published::Ephemeral => (TaskState::Ephemeral, None),
@@ -243,8 +267,49 @@ impl Owner {
         version: &Rc<Version>,
         record: &VersionRecord,
     ) -> Result<(), ObjectError> {
-        if record.kind == Published::Clean && version.state.get() == TaskState::Dirty {
-            self.become_clean(task, version, record.meta.clone()).await;
+        match record.kind {
+            Published::Clean if version.state.get() == TaskState::Dirty => {
+                self.become_clean_locked(task, version, record.meta.clone()).await;
+            }
+            Published::Dirty if is_reader_copy(version) => {
+                self.take_on(task, version, record, TaskState::Dirty).await?;
+            }
+            Published::Ephemeral if is_reader_copy(version) => {
+                self.take_on(task, version, record, TaskState::Ephemeral).await?;
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// This peer has a version as a reader has it, and is now told to answer for it: durable and never evicted, though
+    /// the backend does not have it.
+    async fn take_on(
+        self: &Rc<Self>,
+        task: &Rc<Task>,
+        version: &Rc<Version>,
+        record: &VersionRecord,
+        state: TaskState,
+    ) -> Result<(), ObjectError> {
+        let queued = (state == TaskState::Dirty).then(|| new_record(WriteBackKind::Put, record.generation, unix_ms()));
+        // From here on it is not evicted.
+        version.state.set(state);
+        version.replicas.set(record.replicas);
+        version.published.set(true);
+        version.durable.set(false);
+        let mut changes = vec![self.record_change(task, version)];
+        changes.extend(version.stored_pieces().iter().map(|(number, piece)| version.piece_change(*number, piece)));
+        changes.extend(queued.clone().map(|record| Change::PutWriteBack { task: version.task, record }));
+        if let Err(error) = self.context.catalog.commit(changes, Durability::Durable).await {
+            version.state.set(TaskState::Clean);
+            return Err(error.into());
+        }
+        let hold = self.context.dirty.hold();
+        hold.grow(version.stored_bytes());
+        version.dirty.replace(Some(hold));
+        self.publish(task, Some(version.clone()));
+        if let Some(record) = queued {
+            self.queue.push(task.clone(), record, std::collections::BTreeMap::new());
         }
         Ok(())
     }
@@ -285,6 +350,9 @@ impl Owner {
         let Some(record) = known.version else { return Ok(()) };
         if record.kind == Published::Deleted && known.whole {
             self.graves.borrow_mut().note(task.target.task, record.generation);
+            if let Some(version) = task.current().filter(|version| version.generation < record.generation) {
+                self.give_way(task, &version).await;
+            }
             return Ok(());
         }
         let is_news = task.current().is_none_or(|version| version.generation < record.generation);
@@ -302,6 +370,24 @@ impl Owner {
         }
         Ok(())
     }
+}
+
+/// Whether this peer holds a version that the backend does not have only because it was read here: it never became clean
+/// here, for that gives it another entity tag.
+fn is_reader_copy(version: &Version) -> bool {
+    version.is_clean() && is_own_etag(&version.meta.borrow().etag, version.generation)
+}
+
+/// What the backend calls a version that was evicted here, and that is told as one that the backend does not have: who
+/// tells of it was away when it was written back.
+fn evicted_as(task: &Task, record: &VersionRecord) -> Option<String> {
+    if task.current().is_some() || record.kind != Published::Dirty {
+        return None;
+    }
+    let claimed = task.claimed.borrow();
+    let claimed = claimed.as_ref().filter(|claimed| claimed.generation == record.generation)?;
+    let was_clean = !claimed.etag.is_empty() && !is_own_etag(&claimed.etag, claimed.generation);
+    was_clean.then(|| claimed.etag.clone())
 }
 
 /// A deletion that is done, as it is told to other seeds.

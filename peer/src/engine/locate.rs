@@ -56,13 +56,13 @@ impl Owner {
         if task.epoch.get() != epoch {
             return Ok(false);
         }
-        let _commit = task.commit_lock.lock().await;
+        let commit = task.commit_lock.lock().await;
         if task.epoch.get() != epoch {
             return Ok(false);
         }
         let afar = Afar { state: info.state, source: info.source };
         if let Some(version) = task.current() {
-            if version.generation == info.generation && version.state.get() != TaskState::Deleted {
+            if version.generation == info.generation && !is_other_content(&version, &info) {
                 version.afar.set(Some(afar));
                 version.validated_at_ms.set(unix_ms());
                 if info.state == VersionState::Clean || version.state.get() == TaskState::Clean {
@@ -70,9 +70,12 @@ impl Owner {
                 }
                 return Ok(true);
             }
-            let mine_is_newer = version.generation > info.generation;
-            if mine_is_newer && version.state.get() != TaskState::Clean && !version.published.get() {
-                return Ok(true);
+            if version.generation > info.generation && !version.is_clean() {
+                if !version.published.get() {
+                    return Ok(true);
+                }
+                drop(commit);
+                return self.remind(task, &version).await;
             }
         }
         let version = Version {
@@ -93,13 +96,17 @@ impl Owner {
         if task.epoch.get() != epoch {
             return Ok(false);
         }
-        let _commit = task.commit_lock.lock().await;
+        let commit = task.commit_lock.lock().await;
         if task.epoch.get() != epoch {
             return Ok(false);
         }
         match task.current() {
             // Written here, and the home does not know of it yet.
-            Some(version) if version.state.get() != TaskState::Clean && !version.published.get() => return Ok(true),
+            Some(version) if !version.is_clean() && !version.published.get() => return Ok(true),
+            Some(version) if matches!(version.state.get(), TaskState::Dirty | TaskState::Ephemeral) => {
+                drop(commit);
+                return self.remind(task, &version).await;
+            }
             Some(_) => {
                 let before = self.publish(task, None);
                 self.queue.remove(task);
@@ -110,12 +117,34 @@ impl Owner {
         Err(ObjectError::NotFound(task.target.name.to_string()))
     }
 
+    /// The home was told of what this peer keeps for it, and does not know it now: either it was deleted there, or the
+    /// home is another one or has lost what it had. So it is told once more before anything is let go here.
+    async fn remind(self: &Rc<Self>, task: &Rc<Task>, version: &Rc<Version>) -> Result<bool, ObjectError> {
+        if let Some(told) = self.tell_home(task, version, 0).await? {
+            self.take_verdict(task, version, &told).await;
+            if version.state.get() == TaskState::Deleted && told.state == VersionState::Clean {
+                // Deleted there and in the backend; what the home named came later.
+                self.give_way(task, version).await;
+            }
+        }
+        Ok(false)
+    }
+
     /// A task whose content is new counts as new for eviction.
     pub fn restart_eviction(&self, task: &dfstore_proto::ids::TaskId) {
         let mut eviction = self.eviction.borrow_mut();
         eviction.remove(task);
         eviction.insert(*task, 0);
     }
+}
+
+/// Whether what the home names cannot be what this peer has under the same number.
+fn is_other_content(version: &Version, info: &VersionInfo) -> bool {
+    let was_clean = version.afar.get().is_some_and(|afar| afar.state == VersionState::Clean);
+    let meta = version.meta.borrow();
+    let is_renamed = was_clean && info.state == VersionState::Clean && meta.etag != info.meta.etag;
+    let is_other = meta.length != info.meta.length || is_renamed;
+    version.state.get() == TaskState::Deleted || (version.is_clean() && is_other)
 }
 
 /// What this peer holds of a task, for a home that may have forgotten its number.

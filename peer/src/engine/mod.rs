@@ -9,7 +9,7 @@
 //! |---|---|
 //! | `request`, `error` | what faces ask and get |
 //! | `call` | messages between shards |
-//! | `version`, `owner` | state: tasks, versions, pieces; the table of one shard |
+//! | `version`, `owner`, `numbers` | state: tasks, versions, pieces; the table of one shard; how versions are numbered |
 //! | `open`, `fetch`, `reader` | reading: which version, where a piece is, pieces in order |
 //! | `put`, `upload` | writing |
 //! | `cluster` | who is there, whose task something is |
@@ -35,6 +35,7 @@ mod holders;
 mod home;
 mod list;
 mod locate;
+mod numbers;
 mod open;
 mod owner;
 mod peers;

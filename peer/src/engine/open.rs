@@ -177,7 +177,8 @@ impl Owner {
     pub async fn confirm(self: &Rc<Self>, task: &Rc<Task>, meta: ObjectMeta) -> Result<bool, ObjectError> {
         let epoch = task.epoch.get();
         let is_same = |version: &Version| version.is_clean() && is_same_content(&version.meta.borrow(), &meta);
-        while task.current().is_none_or(|version| !is_same(&version)) && task.awaits_writer(unix_ms()) {
+        let is_moot = || task.epoch.get() != epoch || task.current().is_some_and(|version| is_same(&version));
+        while !is_moot() && task.awaits_writer(unix_ms()) {
             sleep(RESERVATION_POLL).await;
         }
         let _commit = task.commit_lock.lock().await;
@@ -187,9 +188,11 @@ impl Owner {
         let now_ms = unix_ms();
         if let Some(version) = task.current().filter(|version| is_same(version)) {
             version.validated_at_ms.set(now_ms);
+            version.afar.set(None);
             return Ok(true);
         }
-        let generation = task.generation_for(&meta, now_ms);
+        let after_deletion = self.graves.borrow().after(&task.target.task);
+        let generation = task.generation_for(&meta, now_ms).max(after_deletion);
         let version = Version::new(task.target.task, generation, meta, TaskState::Clean, None);
         version.validated_at_ms.set(now_ms);
         if let Some((_, holders)) = task.evicted.take().filter(|(evicted, _)| *evicted == generation) {
@@ -205,6 +208,31 @@ impl Owner {
     pub fn record_change(&self, task: &Task, version: &Version) -> Change {
         version.recorded.set(true);
         Change::PutTask { task: task.target.task, record: version.to_record(&task.target) }
+    }
+
+    /// Commits the record of a version, lazily, unless it has been replaced. Before the commit of whatever replaces it,
+    /// never after: the catalog must not end with the older one.
+    pub async fn record_lazily(&self, task: &Task, version: &Rc<Version>) {
+        let rest = {
+            let _commit = task.commit_lock.lock().await;
+            if !task.is_current(version) {
+                return;
+            }
+            self.give_to_catalog(vec![self.record_change(task, version)]).await
+        };
+        rest.await;
+    }
+
+    /// Gives changes to the catalog; what comes back waits for them to be durable. For callers that hold `commit_lock`
+    /// and need only the order.
+    pub async fn give_to_catalog(&self, changes: Vec<Change>) -> impl Future<Output = ()> {
+        let mut commit = Box::pin(self.commit_lazily(changes));
+        let given = futures_util::poll!(&mut commit);
+        async move {
+            if given.is_pending() {
+                commit.await;
+            }
+        }
     }
 
     /// Commits changes about cached data without waiting: losing them in a crash loses cache, never truth.

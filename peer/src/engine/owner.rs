@@ -24,6 +24,7 @@ use crate::limits::{PENDING_ENTRIES_MAX, TASKS_PER_SHARD_MAX};
 use crate::metrics::ShardMetrics;
 use crate::rt::permits::Permits;
 use crate::rt::shard::spawn_local;
+use crate::rt::time::unix_ms;
 use crate::store::PieceStore;
 use crate::store::evict::{Evictor, Watermarks};
 
@@ -106,7 +107,8 @@ impl Owner {
     pub fn forget_if_unknown(&self, task: &Rc<Task>) {
         let mut tasks = self.tasks.borrow_mut();
         // One handle is the caller's, one the table's. A task that lives outside the table would be a second truth.
-        if task.current.borrow().is_none() && Rc::strong_count(task) == 2 {
+        // A number that was promised to a writer must not be forgotten before it comes back with it.
+        if task.current.borrow().is_none() && Rc::strong_count(task) == 2 && !task.awaits_writer(unix_ms()) {
             tasks.remove(&task.target.task);
         }
     }

@@ -74,8 +74,8 @@ impl Owner {
         match self.ask_homes(task, make).await? {
             Some(Message::PublishOk(told)) => {
                 if !version.published.replace(true) && version.recorded.get() && task.is_current(version) {
-                    let (owner, change) = (self.clone(), self.record_change(task, version));
-                    spawn_local(async move { owner.commit_lazily(vec![change]).await });
+                    let (owner, task, version) = (self.clone(), task.clone(), version.clone());
+                    spawn_local(async move { owner.record_lazily(&task, &version).await });
                 }
                 Ok(Some(told))
             }
@@ -142,13 +142,13 @@ impl Owner {
     pub async fn take_verdict(self: &Rc<Self>, task: &Rc<Task>, version: &Rc<Version>, told: &PublishOk) {
         if told.standing == Verdict::Superseded {
             self.give_way(task, version).await;
-        } else if told.state == VersionState::Clean && version.state.get() == TaskState::Dirty {
+        } else if is_clean_at_home(version, told) {
             self.become_clean(task, version, told.meta.clone()).await;
         }
     }
 
     /// A newer version, or a deletion, is known at the home: this one goes.
-    async fn give_way(self: &Rc<Self>, task: &Rc<Task>, version: &Rc<Version>) {
+    pub async fn give_way(self: &Rc<Self>, task: &Rc<Task>, version: &Rc<Version>) {
         let _commit = task.commit_lock.lock().await;
         if task.is_current(version) {
             tracing::debug!(object = %task.target.name, generation = version.generation, "replaced by a newer one");
@@ -247,16 +247,17 @@ impl Owner {
             holders: Vec::new(),
             wait_replicas: 0,
         };
+        let before = task.current();
         let told = match self.ask_homes(task, make).await? {
             Some(Message::PublishOk(told)) => told,
             Some(other) => return Err(ObjectError::unexpected(&other)),
             None => return Ok(None),
         };
-        // Whatever this peer had is deleted with it.
-        let _commit = task.commit_lock.lock().await;
-        let before = self.publish(task, None);
-        self.queue.remove(task);
-        self.retire(task, before);
+        // What this peer had is deleted with it. What was written here meanwhile may be newer: its writer is told, and
+        // every reader asks the home.
+        if let Some(before) = before {
+            self.give_way(task, &before).await;
+        }
         Ok(Some(if told.state == VersionState::Clean { DeleteDone::Deleted } else { DeleteDone::Pending }))
     }
 
@@ -290,6 +291,12 @@ impl Owner {
             }
         }
     }
+}
+
+/// Whether the home says that the backend has this version by now, and how it is called there.
+fn is_clean_at_home(version: &Version, told: &PublishOk) -> bool {
+    let is_same = told.meta.length == version.meta.borrow().length;
+    told.state == VersionState::Clean && version.state.get() == TaskState::Dirty && is_same
 }
 
 /// Whether the number that the home gave is above all that is known here.

@@ -18,6 +18,7 @@ use crate::engine::call::{Ticket, WrittenPiece};
 use crate::engine::context::DirtyHold;
 use crate::engine::error::ObjectError;
 use crate::engine::fetch::busy;
+use crate::engine::numbers;
 use crate::engine::owner::Owner;
 use crate::engine::request::{CommitRequest, PutDone, PutRequest, piece_count, piece_length};
 use crate::engine::version::{StoredPiece, Task, Version};
@@ -183,8 +184,8 @@ impl Owner {
         written: &Written,
     ) -> Result<PutDone, ObjectError> {
         let told = if self.is_away(&task.target.task) {
-            // A number of this peer's own, by which the home asks for the pieces.
-            let generation = task.next_generation(unix_ms());
+            // A number that nothing else of this peer has, by which the home asks for the pieces.
+            let generation = upload.ticket.upload.max(1);
             let staged =
                 Version::new(task.target.task, generation, meta.clone(), TaskState::Clean, Some(written.crc32));
             staged.durable.set(true);
@@ -211,6 +212,8 @@ impl Owner {
         let generation = self.reserve(task).await.inspect_err(|_| written.give_back())?;
         let done = self.install(task, meta, TaskState::Clean, upload, written, generation).await?;
         if let Some(version) = task.current().filter(|version| version.generation == generation) {
+            // An older version that waits there for the backend must not come after this one if this peer is lost.
+            self.tell_witness(task, &version).await;
             self.spread(task, &version);
         }
         Ok(done)
@@ -229,7 +232,7 @@ impl Owner {
         let _commit = task.commit_lock.lock().await;
         let now_ms = unix_ms();
         if state != TaskState::Clean {
-            meta.etag = format!("\"{:08x}-{generation:x}\"", written.crc32);
+            meta.etag = numbers::own_etag(written.crc32, generation);
             meta.last_modified_ms = now_ms;
         }
         let version = Version::new(task.target.task, generation, meta, state, Some(written.crc32));

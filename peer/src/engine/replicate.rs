@@ -106,12 +106,20 @@ impl Owner {
             return Ok(());
         }
         let _permit = self.copies.acquire(COPIES_AT_ONCE_MAX).await;
+        // Made by somebody else while this one waited.
+        if version.is_durable_here() {
+            return Ok(());
+        }
         self.fill(version).await?;
         let pieces = version.stored_pieces();
         self.store.sync(pieces.iter().map(|(_, piece)| piece.lease.extents())).await?;
-        let Some(task) = self.known(&version.task).filter(|task| task.is_current(version)) else {
-            return Err(ObjectError::VersionChanged(format!("task {}", version.task)));
-        };
+        let changed = || ObjectError::VersionChanged(format!("task {}", version.task));
+        let task = self.known(&version.task).ok_or_else(changed)?;
+        // The record of what replaces it must come after this one.
+        let _commit = task.commit_lock.lock().await;
+        if !task.is_current(version) {
+            return Err(changed());
+        }
         let mut changes = vec![self.record_change(&task, version)];
         changes.extend(pieces.iter().map(|(number, piece)| version.piece_change(*number, piece)));
         self.context.catalog.commit(changes, Durability::Durable).await?;
@@ -276,6 +284,12 @@ impl Owner {
             if !same || !known.whole {
                 return;
             }
+        }
+        // The home must not count on it any more, and asks for it again when it is needed.
+        let let_go = Publish { whole: false, ..self.publication(cluster, task, version, Duty::Decide) };
+        let Some(home) = homes.first() else { return };
+        if cluster.ask(home, &version.task, let_go).await.is_err() {
+            return;
         }
         let _commit = task.commit_lock.lock().await;
         if task.is_current(version) && !version.is_read() {

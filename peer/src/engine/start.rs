@@ -155,7 +155,8 @@ impl Owner {
         let state = version.state.get();
         if matches!(state, TaskState::Dirty | TaskState::Ephemeral) {
             let hold = self.context.dirty.hold();
-            hold.grow(version.meta.borrow().length);
+            // What is missing of it counts when it comes.
+            hold.grow(version.stored_bytes());
             version.dirty.replace(Some(hold));
             if !version.is_whole() && self.cluster.is_none() {
                 tracing::error!(object = %entry.target.name, "pieces of an object that is not in the backend are lost");

@@ -22,7 +22,7 @@ use crate::engine::context::DirtyHold;
 use crate::engine::download::Download;
 use crate::engine::error::ObjectError;
 use crate::engine::holders::Holders;
-
+use crate::engine::numbers;
 use crate::engine::request::{Standing, Stat, Target, piece_count, piece_length};
 use crate::limits::{PIECE_BYTES, REMOTE_READ_KEEP, RESERVATION_HOLD};
 use crate::rt::arena::Slot;
@@ -46,6 +46,8 @@ pub struct Task {
     pub epoch: Cell<u64>,
     /// The backend could not be asked at this time (Unix ms); it is left alone for a while.
     pub check_failed_at_ms: Cell<u64>,
+    /// The highest generation of a version that was current here and is not.
+    pub known: Cell<u64>,
     /// The highest generation that was promised to a writer.
     pub reserved: Cell<u64>,
     /// When it was promised (Unix ms).
@@ -72,6 +74,7 @@ impl Task {
             check: RefCell::new(None),
             epoch: Cell::new(0),
             check_failed_at_ms: Cell::new(0),
+            known: Cell::new(0),
             reserved: Cell::new(0),
             reserved_at_ms: Cell::new(0),
             settled: Cell::new(0),
@@ -96,7 +99,10 @@ impl Task {
     /// Makes `version` the current one; gives the one before.
     pub fn replace(&self, version: Option<Rc<Version>>) -> Option<Rc<Version>> {
         self.epoch.set(self.epoch.get() + 1);
-        self.current.replace(version)
+        let before = self.current.replace(version);
+        let known = before.as_ref().map_or(0, |before| before.known_generation());
+        self.known.set(known.max(self.known.get()));
+        before
     }
 
     /// Whether `version` is the current one.
@@ -107,16 +113,22 @@ impl Task {
     /// The generation for a new version: above every earlier one, also across restarts and evictions, as long as the
     /// clock of this machine does not run backwards by more than the task was forgotten.
     pub fn next_generation(&self, now_ms: u64) -> u64 {
-        (self.last_generation() + 1).max(now_ms.saturating_mul(1000))
+        (self.last_generation().max(self.known.get()) + 1).max(now_ms.saturating_mul(1000))
     }
 
     /// The generation for what the backend has: that of a peer that holds the same content, if one said so and it is
-    /// above every earlier one here, else the next.
+    /// above every earlier one here, else one for the time at which it came there, if that is above every earlier one,
+    /// else the next. What the backend had before does not outrank a write of which this peer is yet to be told.
     pub fn generation_for(&self, meta: &ObjectMeta, now_ms: u64) -> u64 {
         let claimed = self.claimed.take().filter(|claimed| {
             claimed.etag == meta.etag && claimed.length == meta.length && claimed.generation > self.last_generation()
         });
-        claimed.map_or_else(|| self.next_generation(now_ms), |claimed| claimed.generation)
+        if let Some(claimed) = claimed {
+            return claimed.generation;
+        }
+        let taken = self.known.get().max(self.current().map_or(0, |version| version.known_generation()));
+        let found = numbers::of_found(meta, now_ms).filter(|found| *found > taken && *found != self.reserved.get());
+        found.unwrap_or_else(|| self.next_generation(now_ms))
     }
 
     /// Promises a number to a writer.
@@ -387,6 +399,11 @@ impl Version {
             .sum()
     }
 
+    /// Bytes of the object that are on disk.
+    pub fn stored_bytes(&self) -> u64 {
+        self.stored_pieces().iter().map(|(_, piece)| u64::from(piece.length)).sum()
+    }
+
     /// The changes that make the catalog forget its pieces.
     pub fn forgetting(&self) -> Vec<Change> {
         if !self.recorded.get() {
@@ -404,6 +421,13 @@ impl Version {
     /// Whether every piece is on disk.
     pub fn is_whole(&self) -> bool {
         self.stored_count.get() == self.piece_count()
+    }
+
+    /// Its number, as one that what the backend has is to be above. What was only read here does not count: who answers
+    /// for it will tell of it.
+    fn known_generation(&self) -> u64 {
+        let is_read_only = self.is_clean() && numbers::is_own_etag(&self.meta.borrow().etag, self.generation);
+        if is_read_only { 0 } else { self.generation }
     }
 
     /// Whether it may be forgotten now: nobody has it open.

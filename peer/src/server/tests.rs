@@ -1,5 +1,7 @@
 //! A shard with all its doors and the links of another node, in one process: who gets in, and what they get.
 
+mod publishing;
+
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;

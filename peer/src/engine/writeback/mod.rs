@@ -92,7 +92,8 @@ impl Owner {
             && let Some(told) = self.tell_home(&entry.task, version, 0).await?
         {
             self.take_verdict(&entry.task, version, &told).await;
-            let is_over = told.state == VersionState::Clean || told.standing == Verdict::Superseded;
+            let is_clean = told.state == VersionState::Clean && version.state.get() != TaskState::Dirty;
+            let is_over = is_clean || told.standing == Verdict::Superseded;
             if is_over && version.state.get() == TaskState::Deleted {
                 self.drop_tombstone(version, entry).await?;
             }
@@ -153,10 +154,16 @@ impl Owner {
     /// The backend has a version now that it did not have before.
     pub async fn become_clean(self: &Rc<Self>, task: &Rc<Task>, version: &Rc<Version>, meta: ObjectMeta) {
         let _commit = task.commit_lock.lock().await;
+        self.become_clean_locked(task, version, meta).await;
+    }
+
+    /// As [`become_clean`](Self::become_clean), for a caller that holds `commit_lock`.
+    pub async fn become_clean_locked(self: &Rc<Self>, task: &Rc<Task>, version: &Rc<Version>, meta: ObjectMeta) {
         if !task.is_current(version) {
             return;
         }
         version.meta.replace(meta);
+        version.afar.set(None);
         version.state.set(TaskState::Clean);
         version.validated_at_ms.set(unix_ms());
         let changes = vec![self.record_change(task, version), Change::RemoveWriteBack { task: version.task }];
