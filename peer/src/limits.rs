@@ -289,6 +289,8 @@ pub const REPAIR_BYTES_PER_SECOND: u64 = 256 << 20;
 pub const WRITEBACK_LOOK_DELAY: Duration = Duration::from_millis(200);
 /// See [`WRITEBACK_LOOK_DELAY`].
 pub const WRITEBACK_LOOK_DELAY_MAX: Duration = Duration::from_secs(5);
+/// A home that is alive and cannot be reached for this time is done without.
+pub const HOME_PATIENCE: Duration = Duration::from_secs(20);
 /// Readers who need the backend for the rest of an older version are waited for this long before it is overwritten.
 pub const OLD_READERS_WAIT: Duration = Duration::from_secs(60);
 /// Pieces of one download that are on their way at once.

@@ -93,9 +93,12 @@ fn task_records() {
 /// Disks written before there were clusters are read: nobody asked for replicas, nobody was told.
 #[test]
 fn task_records_of_version_1_are_read() {
-    let golden: String = "01066d6f64656c730b6c6c6d2f77c3a42e62696e0b76657273696f6e49643d3780c0b4c4a29a98030189808004042265 \
+    let golden: String =
+        "01066d6f64656c730b6c6c6d2f77c3a42e62696e0b76657273696f6e49643d3780c0b4c4a29a98030189808004042265 \
         3122fbe8b584a0340a746578742f706c61696e04677a697006696e6c696e6502656e085354414e444152440e63726333 \
-        323a63626634333932368080800201a6f2d0df0cc8ebb584a0342fcb8ec6".split_whitespace().collect();
+        323a63626634333932368080800201a6f2d0df0cc8ebb584a0342fcb8ec6"
+            .split_whitespace()
+            .collect();
     let bytes: Vec<u8> =
         (0..golden.len()).step_by(2).map(|at| u8::from_str_radix(&golden[at..at + 2], 16).expect("hex")).collect();
     let record = codec::decode::<TaskRecord>(task().as_bytes(), &bytes).expect("it is read");

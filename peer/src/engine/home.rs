@@ -99,7 +99,8 @@ impl Owner {
         if self.is_away(&version.task) || !version.is_clean() {
             return;
         }
-        let rare = (asked.window.first..).zip(&tracked.counts).filter(|(_, count)| **count == 0).map(|(number, _)| number);
+        let rare =
+            (asked.window.first..).zip(&tracked.counts).filter(|(_, count)| **count == 0).map(|(number, _)| number);
         let mut places = HOME_AHEAD_PIECES.saturating_sub(version.fetching_count());
         for number in tracked.suggested.iter().copied().chain(rare) {
             if places == 0 {
@@ -140,6 +141,10 @@ impl Owner {
         let mut holders = version.holders.borrow_mut();
         let said = asked.holders.iter().chain(asked.whole.then_some(&asked.node));
         for node in said.filter(|node| !self.is_me(node)) {
+            if !holders.is_keeper(node) {
+                // The bytes that the backend waits for may have come back with it.
+                self.queue.hurry_task(&version.task);
+            }
             holders.note_whole(node, since_start());
         }
         if !asked.whole {
@@ -204,6 +209,10 @@ impl Owner {
         let _commit = task.commit_lock.lock().await;
         if let Some(version) = task.current() {
             if version.generation > record.generation {
+                return Ok(Verdict::Superseded);
+            }
+            if version.generation == record.generation && is_other_content(&version, record) {
+                // Two sides that could not reach each other gave one number: what is here stays.
                 return Ok(Verdict::Superseded);
             }
             if version.generation == record.generation {
@@ -388,6 +397,15 @@ fn evicted_as(task: &Task, record: &VersionRecord) -> Option<String> {
     let claimed = claimed.as_ref().filter(|claimed| claimed.generation == record.generation)?;
     let was_clean = !claimed.etag.is_empty() && !is_own_etag(&claimed.etag, claimed.generation);
     was_clean.then(|| claimed.etag.clone())
+}
+
+/// Whether a version that was told of has the number of one that is known here, and other bytes.
+fn is_other_content(version: &Version, record: &VersionRecord) -> bool {
+    let is_deletion = |state| state == TaskState::Deleted;
+    let differs = version.crc32.zip(record.crc32).is_some_and(|(ours, theirs)| ours != theirs);
+    is_deletion(version.state.get()) != (record.kind == Published::Deleted)
+        || differs
+        || version.meta.borrow().length != record.meta.length
 }
 
 /// A deletion that is done, as it is told to other seeds.

@@ -41,6 +41,10 @@ impl Owner {
                     if matches!(error, ObjectError::NotFound(_)) {
                         return self.adopt_absence(task, epoch).await;
                     }
+                    if task.current().is_some_and(|version| !version.is_clean() && !version.published.get()) {
+                        // Written here, and the home does not know of it yet.
+                        return Ok(task.epoch.get() == epoch);
+                    }
                     return Err(error);
                 }
             }

@@ -138,6 +138,31 @@ impl Owner {
         Ok(copies)
     }
 
+    /// Waits until as many peers as asked for hold a version that the backend has; `known` do already.
+    pub async fn await_copies(
+        self: &Rc<Self>,
+        task: &Rc<Task>,
+        version: &Rc<Version>,
+        ack_peers: u16,
+        known: u16,
+    ) -> Result<u16, ObjectError> {
+        if known >= ack_peers {
+            return Ok(known);
+        }
+        let copies = match self.tell_home(task, version, ack_peers).await? {
+            Some(told) => told.replicas,
+            None => {
+                self.wait_for_copies(version, ack_peers).await;
+                self.copies_of(version)
+            }
+        };
+        if copies < ack_peers {
+            let name = task.target.name.to_string();
+            return Err(ObjectError::FewCopies { name, copies, wanted: ack_peers });
+        }
+        Ok(copies)
+    }
+
     /// What the home said of a version that it was told of.
     pub async fn take_verdict(self: &Rc<Self>, task: &Rc<Task>, version: &Rc<Version>, told: &PublishOk) {
         if told.standing == Verdict::Superseded {

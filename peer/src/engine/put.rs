@@ -198,6 +198,9 @@ impl Owner {
         if let Some(told) = told {
             let mut done = self.install(task, told.meta, TaskState::Clean, upload, written, told.generation).await?;
             done.copies = told.replicas.saturating_add(1);
+            if let Some(version) = task.current().filter(|version| version.generation == done.generation) {
+                done.copies = self.await_copies(task, &version, upload.request.ack_peers, done.copies).await?;
+            }
             return Ok(done);
         }
         let _backend = task.backend_lock.lock().await;
@@ -210,11 +213,12 @@ impl Owner {
         };
         let meta = self.send(&outgoing, None).await.inspect_err(|_| written.give_back())?;
         let generation = self.reserve(task).await.inspect_err(|_| written.give_back())?;
-        let done = self.install(task, meta, TaskState::Clean, upload, written, generation).await?;
+        let mut done = self.install(task, meta, TaskState::Clean, upload, written, generation).await?;
         if let Some(version) = task.current().filter(|version| version.generation == generation) {
             // An older version that waits there for the backend must not come after this one if this peer is lost.
             self.tell_witness(task, &version).await;
             self.spread(task, &version);
+            done.copies = self.await_copies(task, &version, upload.request.ack_peers, 1).await?;
         }
         Ok(done)
     }

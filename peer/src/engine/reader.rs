@@ -12,9 +12,9 @@ use std::task::Poll;
 use bytes::Bytes;
 use dfstore_proto::message::Fetch;
 use dfstore_proto::object::Source;
-use futures_util::{StreamExt, poll};
 use futures_util::future::LocalBoxFuture;
 use futures_util::stream::FuturesOrdered;
+use futures_util::{StreamExt, poll};
 
 use crate::engine::Engine;
 use crate::engine::call::{Opened, PieceAnswer, Wanted};

@@ -10,9 +10,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use dfstore_proto::error::{ErrorCode, ErrorReply};
-use dfstore_proto::limits::VERSION_OF_PEERS;
 use dfstore_proto::message::{ConfigOk, Hello, Role, Token};
-use dfstore_proto::preface::Versions;
 
 use crate::limits::STRANGERS_MAX;
 use crate::rt::net::Door;
@@ -107,17 +105,6 @@ pub(super) fn admit(
             let Some(cluster) = cluster else {
                 return refused(ErrorCode::Unsupported, "this peer is not part of a cluster".into());
             };
-            let common = hello.versions.common(Versions::OURS).unwrap_or(0);
-            if common < VERSION_OF_PEERS {
-                let text = format!(
-                    "the other side speaks versions {} to {} of the protocol, peers of this cluster {VERSION_OF_PEERS} to {}: \
-                     upgrade it",
-                    hello.versions.min,
-                    hello.versions.max,
-                    Versions::OURS.max
-                );
-                return refused(ErrorCode::Unsupported, text);
-            }
             if door == Door::Api {
                 return refused(
                     ErrorCode::AccessDenied,
@@ -147,7 +134,9 @@ fn is_same(given: &str, right: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use dfstore_proto::limits::VERSION_OF_PEERS;
     use dfstore_proto::message::Route;
+    use dfstore_proto::preface::Versions;
 
     use super::*;
 
@@ -180,11 +169,6 @@ mod tests {
         assert_eq!(of(&peer, Door::Manager, Some(&cluster)), Ok(()));
         assert_eq!(of(&peer, Door::Api, Some(&cluster)), Err(ErrorCode::AccessDenied));
         assert_eq!(of(&peer, Door::Peer, None), Err(ErrorCode::Unsupported));
-        let earlier = hello(Role::Peer, VERSION_OF_PEERS - 1, "secret");
-        let refused = admit(&earlier, Door::Peer, Some(&cluster), REMOTE).expect_err("too old");
-        assert_eq!(refused.code, ErrorCode::Unsupported);
-        assert!(refused.message.contains("versions 1 to 1"), "{refused}");
-        assert!(refused.message.contains(&format!("{VERSION_OF_PEERS} to")), "{refused}");
     }
 
     #[test]

@@ -88,9 +88,16 @@ impl Owner {
 
     /// Tells the backend, or the home, which tells the backend.
     async fn carry_out(self: &Rc<Self>, version: &Rc<Version>, entry: &Rc<Entry>) -> Result<Progress, ObjectError> {
-        if self.is_away(&version.task)
-            && let Some(told) = self.tell_home(&entry.task, version, 0).await?
-        {
+        if self.is_away(&version.task) {
+            let Some(told) = self.tell_home(&entry.task, version, 0).await? else {
+                // It is alive, as far as is known, and may be doing this very thing.
+                return if entry.is_home_lost(unix_ms()) {
+                    self.tell_backend(version, entry).await
+                } else {
+                    Ok(Progress::Waiting)
+                };
+            };
+            entry.home_answered();
             self.take_verdict(&entry.task, version, &told).await;
             let is_clean = told.state == VersionState::Clean && version.state.get() != TaskState::Dirty;
             let is_over = is_clean || told.standing == Verdict::Superseded;
@@ -99,6 +106,10 @@ impl Owner {
             }
             return Ok(if is_over { Progress::Done } else { Progress::Waiting });
         }
+        self.tell_backend(version, entry).await
+    }
+
+    async fn tell_backend(self: &Rc<Self>, version: &Rc<Version>, entry: &Rc<Entry>) -> Result<Progress, ObjectError> {
         let kind = entry.record.borrow().kind;
         match kind {
             WriteBackKind::Delete => self.tell_delete(version, entry).await.map(|()| Progress::Done),

@@ -10,7 +10,7 @@ use event_listener::Event;
 use crate::catalog::{PartRecord, WriteBackRecord};
 use crate::engine::error::ObjectError;
 use crate::engine::version::Task;
-use crate::limits::{WRITEBACK_LOOK_DELAY, WRITEBACK_LOOK_DELAY_MAX, WRITEBACK_POLL};
+use crate::limits::{HOME_PATIENCE, WRITEBACK_LOOK_DELAY, WRITEBACK_LOOK_DELAY_MAX, WRITEBACK_POLL};
 use crate::rt::mailbox::oneshot;
 use crate::rt::time::timeout;
 
@@ -43,6 +43,8 @@ pub struct Entry {
     due_ms: Cell<u64>,
     aside: Cell<bool>,
     looks: Cell<u32>,
+    /// Since when the home cannot be reached (Unix ms); 0 while it can.
+    home_silent_ms: Cell<u64>,
     restored: bool,
     waiters: RefCell<Vec<oneshot::Sender<Outcome>>>,
 }
@@ -71,6 +73,20 @@ impl Entry {
     /// Whether the backend may have it although nobody here knows.
     pub fn may_be_sent(&self) -> bool {
         self.restored || self.record.borrow().attempts > 0 || self.looks.get() > 0
+    }
+
+    /// Whether the home could not be reached for so long that this peer acts without it.
+    pub fn is_home_lost(&self, now_ms: u64) -> bool {
+        if self.home_silent_ms.get() == 0 {
+            self.home_silent_ms.set(now_ms);
+        }
+        let patience_ms = u64::try_from(HOME_PATIENCE.as_millis()).unwrap_or(u64::MAX);
+        now_ms >= self.home_silent_ms.get().saturating_add(patience_ms)
+    }
+
+    /// The home has answered about it.
+    pub fn home_answered(&self) {
+        self.home_silent_ms.set(0);
     }
 
     /// How long to wait before the next look at what another peer does, in milliseconds: a little longer each time.
@@ -115,12 +131,22 @@ impl Queue {
             due_ms: Cell::new(0),
             aside: Cell::new(false),
             looks: Cell::new(0),
+            home_silent_ms: Cell::new(0),
             restored,
             waiters: RefCell::default(),
         });
         self.ready.borrow_mut().insert(entry.key());
         self.entries.borrow_mut().insert(id, entry);
         self.changed.notify(usize::MAX);
+    }
+
+    /// What was put off about a task is due now.
+    pub fn hurry_task(&self, task: &TaskId) {
+        let Some(entry) = self.entries.borrow().get(task).cloned() else { return };
+        if self.delayed.borrow_mut().remove(&(entry.due_ms.get(), entry.key())) {
+            self.ready.borrow_mut().insert(entry.key());
+            self.changed.notify(usize::MAX);
+        }
     }
 
     /// Everything that was put off is due now: whoever it waited for may be gone.
