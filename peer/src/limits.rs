@@ -240,7 +240,7 @@ pub const PEER_UPLOADS_MAX: u32 = 8;
 /// Slots for fetching that pieces read ahead leave free: one to fetch the next piece, one to pass it on.
 pub const SPARE_FETCH_SLOTS: usize = 2;
 /// Pieces of one version that a home brings from the backend ahead of the peers that will ask for them.
-pub const HOME_AHEAD_PIECES: usize = 4;
+pub const HOME_AHEAD_PIECES: usize = 8;
 /// A home looks this often how far a piece from another peer is, and takes it from elsewhere below this rate.
 pub const HOLDER_WATCH_PERIOD: Duration = Duration::from_millis(250);
 /// See [`HOLDER_WATCH_PERIOD`].
