@@ -61,8 +61,8 @@ fn time(answerer: Sender<Question>, crowd: usize, rounds: usize) -> Vec<Duration
 }
 
 fn row(name: &str, took: &[Duration]) {
-    let at = |share: f64| took[((took.len() - 1) as f64 * share) as usize].as_secs_f64() * 1e6;
-    println!("{name:<34} {:>9.1} us {:>9.1} us {:>9.1} us", at(0.5), at(0.99), at(0.99) / 2.0);
+    let at = |percent: usize| took[(took.len() - 1) * percent / 100].as_secs_f64() * 1e6;
+    println!("{name:<34} {:>9.1} us {:>9.1} us {:>9.1} us", at(50), at(99), at(99) / 2.0);
 }
 
 fn main() {

@@ -236,7 +236,7 @@ pub const MANAGER_RETRY_DELAY_MAX: Duration = Duration::from_secs(30);
 /// How often a node says how it stands.
 pub const NODE_STATE_PERIOD: Duration = Duration::from_secs(2);
 /// Pieces that a peer sends to others at once before it says that it is busy.
-pub const PEER_UPLOADS_MAX: u32 = 8;
+pub const PEER_UPLOADS_MAX: u32 = 4;
 /// Slots for fetching that pieces read ahead leave free: one to fetch the next piece, one to pass it on.
 pub const SPARE_FETCH_SLOTS: usize = 2;
 /// Pieces of one version that a home brings from the backend ahead of the peers that will ask for them.

@@ -1,7 +1,7 @@
 //! The cluster as one shard sees it: who is there, whose task something is, and how to ask them.
 //!
 //! Owns the shard's latest snapshot of the members and its links. A standalone peer has none of this and is alone with
-//! every task. What is decided from it is pure ([`placement`](crate::placement)); what others are asked fails with a
+//! every task. What is decided from it is pure ([`placement`]); what others are asked fails with a
 //! [`LinkError`], which says whether the other side could be reached at all.
 
 use std::cell::{Cell, RefCell};

@@ -271,12 +271,16 @@ impl Owner {
 
     fn put_done(&self, version: &Version) -> PutDone {
         let asked = version.replicas.get();
+        let possible = self.replicas_possible(asked);
+        if self.cluster.is_some() && possible < asked {
+            self.metrics.replicas_short();
+        }
         PutDone {
             generation: version.generation,
             meta: version.meta.borrow().clone(),
             standing: version.standing(),
             copies: 1,
-            replicas: (self.replicas_possible(asked), asked),
+            replicas: (possible, asked),
         }
     }
 

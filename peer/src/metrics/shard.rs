@@ -71,6 +71,7 @@ struct ShardCounters {
     quarantined: Counter,
     parents_avoided: Counter,
     copies_made: Counter,
+    replicas_short: Counter,
     mailbox_messages: Gauge,
     pub(super) connections: [Gauge; Face::COUNT],
 }
@@ -100,6 +101,8 @@ pub(super) fn register(registry: &mut Registry, count: usize) -> Vec<ShardMetric
         "Times that a peer was left alone for a while because it sent wrong bytes, nothing, or too slowly",
     );
     let copies_made = each.counters("dfstore_replicas_made", "Copies of objects that this seed has come to keep");
+    let replicas_short =
+        each.counters("dfstore_replicas_short", "Writes that asked for more replicas than there were seeds");
     let mailbox_messages = each.gauges("dfstore_mailbox_messages", "Messages that wait in the shard's mailbox");
     (0..count)
         .map(|shard| {
@@ -122,6 +125,7 @@ pub(super) fn register(registry: &mut Registry, count: usize) -> Vec<ShardMetric
                 quarantined: quarantined[shard].clone(),
                 parents_avoided: parents_avoided[shard].clone(),
                 copies_made: copies_made[shard].clone(),
+                replicas_short: replicas_short[shard].clone(),
                 mailbox_messages: mailbox_messages[shard].clone(),
                 connections,
             }))
@@ -165,6 +169,11 @@ impl ShardMetrics {
     /// Peers were left alone for what they did, so many times.
     pub fn parents_avoided(&self, times: u64) {
         self.0.parents_avoided.inc_by(times);
+    }
+
+    /// A write asked for more replicas than there are seeds.
+    pub fn replicas_short(&self) {
+        self.0.replicas_short.inc();
     }
 
     /// A copy of an object is whole and durable here.
