@@ -1,5 +1,4 @@
-//! A message that crosses shards, or from a shard to a tokio thread, and its answer: how long that takes while the
-//! answering side is busy with others.
+//! A message that crosses shards, and its answer: how long that takes while the answering shard is busy with others.
 //!
 //! Busy means that a crowd of tasks asks the same side all the time, each question costing it a checksum over 16 KiB. One
 //! more task asks now and then and is timed. Prints the median and the 99th percentile of round trips; a message takes
@@ -73,12 +72,5 @@ fn main() {
         let thread = ShardThread::start("answering".to_owned(), 1, move || answer(questions)).expect("it starts");
         row(name, &time(answerer, crowd, rounds));
         thread.join();
-    }
-    for (name, crowd) in [("shard to tokio thread, idle", 0), ("shard to tokio thread, busy", CROWD)] {
-        let (answerer, questions) = mailbox(4096);
-        let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
-        let thread = std::thread::spawn(move || runtime.block_on(answer(questions)));
-        row(name, &time(answerer, crowd, rounds));
-        thread.join().expect("no panic");
     }
 }
