@@ -4,12 +4,15 @@
 //! more task asks now and then and is timed. Prints the median and the 99th percentile of round trips; a message takes
 //! half of one.
 
+use std::cell::Cell;
+use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use dfstore_benches::is_smoke;
 use dfstore_peer::rt::mailbox::{Receiver, Sender, mailbox, oneshot};
 use dfstore_peer::rt::shard::{ShardThread, spawn_local};
 use dfstore_peer::rt::time::sleep;
+use futures_util::future::join_all;
 
 /// Tasks that keep the answering side busy.
 const CROWD: usize = 16;
@@ -30,19 +33,25 @@ async fn ask(answerer: &Sender<Question>, bytes: Vec<u8>) -> Vec<u8> {
     answerer.call(|reply| Question(bytes, reply)).await.expect("it answers").1
 }
 
+/// One of those who keep the answering side busy; the result completes when it has stopped.
+fn join_crowd(answerer: Sender<Question>, is_over: Rc<Cell<bool>>) -> oneshot::Receiver<()> {
+    let (stopped, result) = oneshot::channel();
+    spawn_local(async move {
+        let mut bytes = vec![7; 16 << 10];
+        while !is_over.get() {
+            bytes = ask(&answerer, bytes).await;
+        }
+        let _ = stopped.send(());
+    });
+    result
+}
+
 /// Round trips from a shard of its own, sorted.
 fn time(answerer: Sender<Question>, crowd: usize, rounds: usize) -> Vec<Duration> {
     let (sender, result) = std::sync::mpsc::channel();
     let asking = move || async move {
-        for _ in 0..crowd {
-            let answerer = answerer.clone();
-            spawn_local(async move {
-                let mut bytes = vec![7; 16 << 10];
-                loop {
-                    bytes = ask(&answerer, bytes).await;
-                }
-            });
-        }
+        let is_over = Rc::new(Cell::new(false));
+        let crowd: Vec<_> = (0..crowd).map(|_| join_crowd(answerer.clone(), is_over.clone())).collect();
         let mut took = Vec::with_capacity(rounds);
         for _ in 0..rounds {
             sleep(PAUSE).await;
@@ -51,6 +60,8 @@ fn time(answerer: Sender<Question>, crowd: usize, rounds: usize) -> Vec<Duration
             took.push(began.elapsed());
         }
         took.sort_unstable();
+        is_over.set(true);
+        join_all(crowd).await;
         let _ = sender.send(took);
     };
     let thread = ShardThread::start("asking".to_owned(), 0, asking).expect("it starts");
