@@ -126,13 +126,14 @@ fn one_check_at_the_backend_serves_all_peers() -> Result<()> {
 
 #[test]
 fn everything_clean_is_served_while_the_backend_is_down() -> Result<()> {
-    let cluster = Cluster::builder().peers(2).start()?;
+    let builder = Cluster::builder().peers(2);
+    let cluster = builder.all(|_, options| options.freshness = "always".to_owned()).start()?;
     let payload = Payload::new(8, PIECE + 1);
     place(&cluster, "kept", payload)?;
     cluster[1].read("kept", payload)?;
     cluster.faulty()?.set_down(true);
     for index in [0, 1, 2] {
-        cluster[index].read("kept", payload)?;
+        assert_eq!(cluster[index].read("kept", payload)?, "stale", "node {index}");
     }
     assert_eq!(cluster[2].ask("GET", "never-seen", &[])?.status(), 504);
     Ok(())

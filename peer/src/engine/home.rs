@@ -13,7 +13,7 @@ use dfstore_proto::message::{
     Duty, KnownVersion, Locate, Message, Publish, PublishOk, Published, Recall, Recalled, Reserved,
     Standing as Verdict, Track, Tracked, VersionRecord, VersionState,
 };
-use dfstore_proto::object::ObjectMeta;
+use dfstore_proto::object::{ObjectMeta, Source};
 use futures_util::future::join_all;
 
 use crate::catalog::{Change, Durability, TaskState, WriteBackKind};
@@ -48,7 +48,9 @@ impl Owner {
                 .cluster
                 .as_ref()
                 .is_some_and(|cluster| version.holders.borrow().is_held_by_a_peer(&cluster.members()));
-            info.source = source_at_home(&version, is_held);
+            if info.source != Source::Stale {
+                info.source = source_at_home(&version, is_held);
+            }
         }
         Ok(Message::Located(info))
     }

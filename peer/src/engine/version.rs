@@ -482,7 +482,7 @@ impl Version {
     }
 
     fn source(&self, stale: bool) -> Source {
-        let afar = self.afar.get().filter(|_| !self.is_whole());
+        let afar = self.afar.get().filter(|afar| afar.source == Source::Stale || !self.is_whole());
         match (self.standing(), afar) {
             (Standing::Dirty, None) => Source::Pending,
             _ if stale => Source::Stale,
