@@ -103,6 +103,23 @@ fn prefetch_and_evict_work_on_all_nodes() -> Result<()> {
     Ok(())
 }
 
+/// A download that is over held the blocks of what was evicted for a minute, and the quota was full of nothing.
+#[test]
+fn regression_what_is_evicted_right_after_a_download_is_free() -> Result<()> {
+    let builder = Cluster::builder().peers(1);
+    let cluster = builder.all(|_, options| options.capacity = "128MiB".to_owned()).start()?;
+    let payload = Payload::new(11, 10 * PIECE);
+    place(&cluster, "again", payload)?;
+    let target = Node::target("again");
+    for round in 0..6 {
+        let worked = cluster[1].native()?.prefetch(&target, Scope::Node)?;
+        assert_eq!(worked.bytes, payload.length, "round {round}: {worked:?}");
+        let worked = cluster[1].native()?.evict(&target, Scope::Node)?;
+        assert_eq!(worked.bytes, payload.length, "round {round}: {worked:?}");
+    }
+    Ok(())
+}
+
 #[test]
 fn one_check_at_the_backend_serves_all_peers() -> Result<()> {
     let builder = Cluster::builder().peers(3);

@@ -86,6 +86,11 @@ impl Download {
         self.wake.notify(usize::MAX);
     }
 
+    /// The version was let go of: the loop looks whether it is still needed.
+    pub fn let_go(&self) {
+        self.wake.notify(usize::MAX);
+    }
+
     /// Forgets readers that have not asked for long: they have gone, or read very slowly and will ask again.
     fn forget_idle_readers(&self, version: &Version, now: Duration) {
         if has_waiters(version) {
@@ -167,6 +172,10 @@ impl Owner {
             if let Some(report) = download.planner.borrow_mut().report(now, uploads) {
                 self.send_report(&version, &download, report);
             }
+            if self.is_let_go(&version) && download.flights.borrow().is_empty() && !has_waiters(&version) {
+                // Its blocks are free when the last one who holds it has let go.
+                break;
+            }
             self.start_flights(&version, &download).await;
             self.give_up_if_lost(&version, &download).await;
             if !download.flights.borrow().is_empty() {
@@ -189,6 +198,11 @@ impl Owner {
         version.pieces.borrow_mut().retain(|_, state| !matches!(state, PieceState::Fetching(_)));
         // Whoever comes later starts anew.
         version.download.borrow_mut().take_if(|held| Rc::ptr_eq(held, &download));
+    }
+
+    /// Whether a version was replaced or evicted and nobody reads it any more.
+    fn is_let_go(&self, version: &Rc<Version>) -> bool {
+        !version.is_read() && self.known(&version.task).is_none_or(|task| !task.is_current(version))
     }
 
     /// Sends TRACK and hands the answer to the planner.

@@ -136,6 +136,9 @@ impl Owner {
         for (_, piece) in version.stored_pieces() {
             piece.lease.retire();
         }
+        if let Some(download) = version.download.borrow().as_ref() {
+            download.let_go();
+        }
         self.keep_reachable(&version);
     }
 
