@@ -119,7 +119,7 @@ impl Download {
         for ((piece, from), flight) in self.flights.borrow_mut().iter_mut() {
             let bytes = flight.bytes.get();
             if bytes > flight.told_bytes {
-                planner.progress(*piece, from, bytes, now);
+                planner.progress(*piece, from, bytes - flight.told_bytes, now);
                 flight.told_bytes = bytes;
             }
         }
@@ -489,5 +489,58 @@ impl From<&LinkError> for Lost {
             LinkError::Refused(_) => Failure::Missing,
             _ => Failure::Unreachable,
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    use dfstore_proto::message::{Holder as Named, Tracked};
+    use dfstore_proto::object::{ObjectMeta, PieceRun};
+
+    use crate::catalog::TaskState;
+    use crate::limits::{PIECE_BYTES, SWARM_SLOW_FACTOR};
+
+    fn at(ms: u64) -> Duration {
+        Duration::from_millis(ms)
+    }
+
+    fn named(node: &str, first: u32, count: u32) -> Named {
+        Named { node: node.to_owned(), have: PieceRuns::new([PieceRun { first, count }]), uploads: 0 }
+    }
+
+    #[test]
+    fn bytes_that_came_in_many_steps_count_once() {
+        let piece = u64::from(PIECE_BYTES);
+        let meta = ObjectMeta { length: 64 * piece, ..ObjectMeta::default() };
+        let version = Version::new(TaskId::from_bytes([1; 32]), 1, meta, TaskState::Clean, None);
+        let download = Download::new(&version);
+        let mut planner = download.planner.borrow_mut();
+        let parents = vec![named("quick", 0, 60), named("slow", 63, 1)];
+        planner.tracked(&Tracked { parents, counts: vec![9; 64], suggested: Vec::new(), again_ms: 0 }, at(0));
+        for number in 0..8 {
+            let now = at(u64::from(number) * 100);
+            planner.want(1, number..64, now);
+            for order in planner.plan(now, 2) {
+                if order.from == Source::Parent("quick".into()) {
+                    planner.done(order.piece, &order.from, piece, now + at(100));
+                }
+            }
+        }
+        planner.want(1, 63..64, at(1000));
+        planner.plan(at(1000), 5);
+        let from = Source::Parent("slow".into());
+        let (bytes, (cancel, _cancelled)) = (Rc::new(Cell::new(0)), oneshot::channel());
+        let flight = Flight { bytes: bytes.clone(), told_bytes: 0, _cancel: cancel };
+        download.flights.borrow_mut().insert((63, from.clone()), flight);
+        drop(planner);
+        // Half of what would be just good enough in two seconds, in ten steps.
+        let step = piece / u64::from(SWARM_SLOW_FACTOR);
+        for number in 1..=10 {
+            bytes.set(number * step);
+            download.note_progress(at(1000 + number * 190));
+        }
+        assert_eq!(download.planner.borrow_mut().overdue(at(3000)), [(63, from)]);
     }
 }

@@ -291,7 +291,7 @@ impl Planner {
         home_is_able.then(|| self.order(piece, Source::Home, now))
     }
 
-    /// Bytes of an order came.
+    /// So many more bytes of an order came.
     pub fn progress(&mut self, piece: u32, from: &Source, bytes: u64, now: Duration) {
         self.orders.progress(piece, from, bytes, now);
     }

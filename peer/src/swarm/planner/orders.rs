@@ -47,7 +47,7 @@ impl Orders {
         Some(self.in_flight.swap_remove(at))
     }
 
-    /// Bytes of an order came.
+    /// So many more bytes of an order came.
     pub fn progress(&mut self, piece: u32, from: &Source, bytes: u64, now: Duration) {
         if let Some(order) = self.in_flight.iter_mut().find(|order| order.piece == piece && order.from == *from) {
             (order.progressed, order.bytes) = (now, order.bytes.saturating_add(bytes));
