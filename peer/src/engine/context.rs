@@ -40,8 +40,15 @@ pub struct Context {
     pub repair_after: Duration,
     /// Pieces that are being sent to other peers now.
     pub uploads: Arc<AtomicU32>,
-    /// Numbers for uploads, unique in this process.
-    pub upload_ids: Arc<AtomicU64>,
+    /// Numbers for uploads and readers.
+    pub next_id: Arc<AtomicU64>,
+}
+
+impl Context {
+    /// A number that no other upload or reader of this process has.
+    pub fn unique_id(&self) -> u64 {
+        self.next_id.fetch_add(1, Ordering::Relaxed)
+    }
 }
 
 /// Bytes that may not be evicted: dirty and ephemeral versions and uploads in progress. Counted over all shards.

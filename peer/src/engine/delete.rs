@@ -5,7 +5,7 @@
 
 use std::rc::Rc;
 
-use crate::catalog::{Change, Durability, TaskState, WriteBackKind};
+use crate::catalog::{TaskState, WriteBackKind};
 use crate::engine::error::ObjectError;
 use crate::engine::owner::Owner;
 use crate::engine::request::{DeleteDone, Target};
@@ -32,15 +32,10 @@ impl Owner {
         let (told, tombstone) = {
             let _commit = task.commit_lock.lock().await;
             let now_ms = unix_ms();
-            let generation = task.next_generation(now_ms).max(self.graves.borrow().after(&target.task));
+            let generation = self.next_number(&task, now_ms);
             let tombstone = Version::new(target.task, generation, ObjectMeta::default(), TaskState::Deleted, None);
-            let mut changes = task.current().map_or_else(Vec::new, |before| before.forgetting());
             let record = new_record(WriteBackKind::Delete, generation, now_ms);
-            changes.push(self.record_change(&task, &tombstone));
-            // A multipart upload of the version before is of no use any more; its record goes with its parts.
-            changes.push(Change::RemoveWriteBack { task: target.task });
-            changes.push(Change::PutWriteBack { task: target.task, record: record.clone() });
-            self.context.catalog.commit(changes, Durability::Durable).await?;
+            self.record_replacement(&task, &tombstone, Some(&record)).await?;
             let tombstone = Rc::new(tombstone);
             self.publish_new(&task, tombstone.clone(), Some(record));
             (self.queue.outcome(&task), tombstone)

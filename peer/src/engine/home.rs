@@ -78,7 +78,7 @@ impl Owner {
     pub async fn answer_reserve(self: &Rc<Self>, target: Target) -> Result<Reserved, ObjectError> {
         let task = self.task(&target);
         self.settle_if_home(&task).await?;
-        let generation = task.next_generation(unix_ms()).max(self.graves.borrow().after(&target.task));
+        let generation = self.next_number(&task, unix_ms());
         task.reserve(generation, unix_ms());
         Ok(Reserved { generation })
     }
@@ -252,21 +252,12 @@ impl Owner {
         version.published.set(true);
         let queued = queued.map(|kind| new_record(kind, record.generation, unix_ms()));
         if state != TaskState::Clean {
-            let mut changes = task.current().map_or_else(Vec::new, |before| before.forgetting());
-            changes.push(self.record_change(task, &version));
-            changes.push(Change::RemoveWriteBack { task: version.task });
-            if let Some(record) = &queued {
-                changes.push(Change::PutWriteBack { task: version.task, record: record.clone() });
-            }
-            self.context.catalog.commit(changes, Durability::Durable).await?;
+            self.record_replacement(task, &version, queued.as_ref()).await?;
             version.dirty.replace(Some(self.context.dirty.hold()));
             self.publish_new(task, Rc::new(version), queued);
         } else {
             // The backend has not said so to this peer: it is asked before anyone is served.
-            let before = self.publish(task, Some(Rc::new(version)));
-            self.queue.remove(task);
-            self.restart_eviction(&task.target.task);
-            self.retire(task, before);
+            self.supersede(task, Some(Rc::new(version)));
         }
         Ok(Verdict::Current)
     }
@@ -309,7 +300,7 @@ impl Owner {
         version.published.set(true);
         version.durable.set(false);
         let mut changes = vec![self.record_change(task, version)];
-        changes.extend(version.stored_pieces().iter().map(|(number, piece)| version.piece_change(*number, piece)));
+        changes.extend(version.piece_changes());
         changes.extend(queued.clone().map(|record| Change::PutWriteBack { task: version.task, record }));
         if let Err(error) = self.context.catalog.commit(changes, Durability::Durable).await {
             version.state.set(TaskState::Clean);
@@ -410,8 +401,8 @@ fn is_other_content(version: &Version, record: &VersionRecord) -> bool {
         || version.meta.borrow().length != record.meta.length
 }
 
-/// A deletion that is done, as it is told to other seeds.
-fn deletion(generation: u64) -> VersionRecord {
+/// A deletion, as other peers are told of it.
+pub fn deletion(generation: u64) -> VersionRecord {
     VersionRecord {
         generation,
         kind: Published::Deleted,

@@ -88,10 +88,7 @@ impl Owner {
         };
         version.afar.set(Some(afar));
         version.validated_at_ms.set(unix_ms());
-        let before = self.publish(task, Some(Rc::new(version)));
-        self.queue.remove(task);
-        self.restart_eviction(&task.target.task);
-        self.retire(task, before);
+        self.supersede(task, Some(Rc::new(version)));
         Ok(true)
     }
 
@@ -111,11 +108,7 @@ impl Owner {
                 drop(commit);
                 return self.remind(task, &version).await;
             }
-            Some(_) => {
-                let before = self.publish(task, None);
-                self.queue.remove(task);
-                self.retire(task, before);
-            }
+            Some(_) => self.supersede(task, None),
             None => {}
         }
         Err(ObjectError::NotFound(task.target.name.to_string()))
@@ -132,13 +125,6 @@ impl Owner {
             }
         }
         Ok(false)
-    }
-
-    /// A task whose content is new counts as new for eviction.
-    pub fn restart_eviction(&self, task: &dfstore_proto::ids::TaskId) {
-        let mut eviction = self.eviction.borrow_mut();
-        eviction.remove(task);
-        eviction.insert(*task, 0);
     }
 }
 

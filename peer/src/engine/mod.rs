@@ -303,7 +303,7 @@ impl Engine {
 
     /// A number that no other reader of this process has.
     fn next_reader(&self) -> u64 {
-        self.0.context.upload_ids.fetch_add(1, std::sync::atomic::Ordering::Relaxed)
+        self.0.context.unique_id()
     }
 
     fn store(&self) -> &PieceStore {

@@ -164,8 +164,7 @@ impl Owner {
                     && let Some(version) = task.current()
                     && version.state.get() == TaskState::Clean
                 {
-                    let before = self.publish(task, None);
-                    self.retire(task, before);
+                    self.supersede(task, None);
                 }
                 Err(ObjectError::NotFound(task.target.name.to_string()))
             }
@@ -198,9 +197,7 @@ impl Owner {
         if let Some((_, holders)) = task.evicted.take().filter(|(evicted, _)| *evicted == generation) {
             version.holders.replace(holders);
         }
-        let before = self.publish(task, Some(Rc::new(version)));
-        self.restart_eviction(&task.target.task);
-        self.retire(task, before);
+        self.supersede(task, Some(Rc::new(version)));
         Ok(true)
     }
 

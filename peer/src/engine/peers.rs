@@ -4,12 +4,10 @@ use std::rc::Rc;
 
 use dfstore_proto::message::{self, Message};
 
-use crate::catalog::{Change, Durability};
 use crate::engine::call::{Held, Opened, Wanted};
 use crate::engine::error::ObjectError;
 use crate::engine::owner::Owner;
 use crate::engine::request::Target;
-use crate::engine::version::Task;
 
 impl Owner {
     /// Answers a request of another peer about a task of this shard.
@@ -51,28 +49,6 @@ impl Owner {
             Some(task) => self.evict_task(&task).await,
             None => 0,
         }
-    }
-
-    /// Forgets the clean version of a task, as eviction does.
-    pub async fn evict_task(self: &Rc<Self>, task: &Rc<Task>) -> u64 {
-        let version = {
-            let _commit = task.commit_lock.lock().await;
-            let Some(version) = task.current().filter(|version| version.is_idle_clean()) else { return 0 };
-            self.publish(task, None);
-            task.remember(&version);
-            version
-        };
-        let bytes = version.disk_bytes();
-        if version.recorded.get() {
-            let changes = vec![Change::RemoveTask { task: version.task }];
-            if let Err(error) = self.context.catalog.commit(changes, Durability::Durable).await {
-                tracing::error!(%error, "evicted space is not reused: the catalog did not take the removal");
-                return 0;
-            }
-        }
-        self.metrics.evicted(u64::from(version.stored_count.get()), bytes);
-        self.let_go(version);
-        bytes
     }
 }
 

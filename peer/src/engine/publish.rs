@@ -16,6 +16,7 @@ use dfstore_proto::object::ObjectMeta;
 use crate::catalog::TaskState;
 use crate::engine::cluster::Place;
 use crate::engine::error::ObjectError;
+use crate::engine::home::deletion;
 use crate::engine::owner::Owner;
 use crate::engine::request::{CommitRequest, DeleteDone, PutRequest, Target};
 use crate::engine::version::{Task, Version};
@@ -30,15 +31,22 @@ impl Owner {
             self.settle(task, &others).await?;
         }
         let asked = self.ask_homes(task, || Reserve { target: task.target.to_message() }).await?;
-        let given = match asked {
-            Some(Message::Reserved(reserved)) => reserved.generation,
+        let now_ms = unix_ms();
+        let own = self.next_number(task, now_ms);
+        let generation = match asked {
+            Some(Message::Reserved(reserved)) if is_enough(task, reserved.generation) => reserved.generation,
+            // Never below what is known here: a home that has forgotten is caught up with.
+            Some(Message::Reserved(reserved)) => own.max(reserved.generation),
             Some(other) => return Err(ObjectError::unexpected(&other)),
-            None => self.graves.borrow().after(&task.target.task),
+            None => own,
         };
-        // Never below what is known here: a home that has forgotten is caught up with.
-        let generation = if asked_is_enough(task, given) { given } else { task.next_generation(unix_ms()).max(given) };
-        task.reserve(generation, unix_ms());
+        task.reserve(generation, now_ms);
         Ok(generation)
+    }
+
+    /// The number for a version that is made now, as this peer gives it: above all that is known here, deletions too.
+    pub fn next_number(&self, task: &Task, now_ms: u64) -> u64 {
+        task.next_generation(now_ms).max(self.graves.borrow().after(&task.target.task))
     }
 
     /// Asks the homes of a task in order; `None` when none can be reached, or when this peer decides itself.
@@ -131,11 +139,7 @@ impl Owner {
                 1
             }
         };
-        if copies < ack_peers {
-            let name = task.target.name.to_string();
-            return Err(ObjectError::FewCopies { name, copies, wanted: ack_peers });
-        }
-        Ok(copies)
+        enough_copies(task, copies, ack_peers)
     }
 
     /// Waits until as many peers as asked for hold a version that the backend has; `known` do already.
@@ -156,11 +160,7 @@ impl Owner {
                 self.copies_of(version)
             }
         };
-        if copies < ack_peers {
-            let name = task.target.name.to_string();
-            return Err(ObjectError::FewCopies { name, copies, wanted: ack_peers });
-        }
-        Ok(copies)
+        enough_copies(task, copies, ack_peers)
     }
 
     /// What the home said of a version that it was told of.
@@ -177,9 +177,7 @@ impl Owner {
         let _commit = task.commit_lock.lock().await;
         if task.is_current(version) {
             tracing::debug!(object = %task.target.name, generation = version.generation, "replaced by a newer one");
-            let before = self.publish(task, None);
-            self.queue.remove(task);
-            self.retire(task, before);
+            self.supersede(task, None);
         }
     }
 
@@ -258,14 +256,8 @@ impl Owner {
         let Some(cluster) = &self.cluster else { return Ok(None) };
         let make = || Publish {
             target: task.target.to_message(),
-            version: VersionRecord {
-                generation: 0,
-                kind: Published::Deleted,
-                meta: ObjectMeta::default(),
-                crc32: None,
-                piece_bytes: PIECE_BYTES,
-                replicas: 0,
-            },
+            // The home gives it its number.
+            version: deletion(0),
             duty: Duty::Decide,
             node: cluster.me().to_string(),
             whole: false,
@@ -318,6 +310,14 @@ impl Owner {
     }
 }
 
+/// How many peers hold a version, if these are as many as its writer asked for.
+fn enough_copies(task: &Task, copies: u16, wanted: u16) -> Result<u16, ObjectError> {
+    if copies < wanted {
+        return Err(ObjectError::FewCopies { name: task.target.name.to_string(), copies, wanted });
+    }
+    Ok(copies)
+}
+
 /// Whether the home says that the backend has this version by now, and how it is called there.
 fn is_clean_at_home(version: &Version, told: &PublishOk) -> bool {
     let is_same = told.meta.length == version.meta.borrow().length;
@@ -325,6 +325,6 @@ fn is_clean_at_home(version: &Version, told: &PublishOk) -> bool {
 }
 
 /// Whether the number that the home gave is above all that is known here.
-fn asked_is_enough(task: &Task, given: u64) -> bool {
+fn is_enough(task: &Task, given: u64) -> bool {
     given > task.current().map_or(0, |version| version.generation).max(task.reserved.get())
 }

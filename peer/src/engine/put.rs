@@ -8,7 +8,6 @@
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::rc::Rc;
-use std::sync::atomic::Ordering;
 
 use dfstore_proto::crc::whole_crc32;
 use dfstore_proto::object::{ObjectMeta, WriteMode};
@@ -56,7 +55,7 @@ impl Owner {
         if self.uploads.borrow().len() >= UPLOADS_PER_SHARD_MAX {
             return Err(busy("too many uploads are in progress"));
         }
-        let upload = self.context.upload_ids.fetch_add(1, Ordering::Relaxed);
+        let upload = self.context.unique_id();
         let ticket = Ticket { upload, piece_bytes: PIECE_BYTES };
         let state = UploadState {
             ticket,
@@ -248,15 +247,8 @@ impl Owner {
             return Ok(self.put_done(&version));
         }
         written.store_into(&version);
-        let mut changes = task.current().map_or_else(Vec::new, |before| before.forgetting());
-        changes.push(self.record_change(task, &version));
-        changes.extend((0..).zip(&written.pieces).map(|(number, piece)| version.piece_change(number, piece)));
         let queued = (state == TaskState::Dirty).then(|| new_record(WriteBackKind::Put, generation, now_ms));
-        changes.push(Change::RemoveWriteBack { task: version.task });
-        if let Some(record) = &queued {
-            changes.push(Change::PutWriteBack { task: version.task, record: record.clone() });
-        }
-        self.context.catalog.commit(changes, Durability::Durable).await?;
+        self.record_replacement(task, &version, queued.as_ref()).await?;
         if state != TaskState::Clean {
             // The upload's own hold ends with it: for a moment both count, never neither.
             let hold = self.context.dirty.hold();
@@ -267,6 +259,23 @@ impl Owner {
         self.publish_new(task, version.clone(), queued);
         self.evict_to_watermark().await;
         Ok(self.put_done(&version))
+    }
+
+    /// Commits the record of a version that takes the place of the current one, with its pieces and its entry in the
+    /// queue, durably. For callers that hold `commit_lock`.
+    pub async fn record_replacement(
+        &self,
+        task: &Task,
+        version: &Version,
+        queued: Option<&WriteBackRecord>,
+    ) -> Result<(), ObjectError> {
+        let mut changes = task.current().map_or_else(Vec::new, |before| before.forgetting());
+        changes.push(self.record_change(task, version));
+        changes.extend(version.piece_changes());
+        // A multipart upload of the version before is of no use any more; its record goes with its parts.
+        changes.push(Change::RemoveWriteBack { task: version.task });
+        changes.extend(queued.map(|record| Change::PutWriteBack { task: version.task, record: record.clone() }));
+        Ok(self.context.catalog.commit(changes, Durability::Durable).await?)
     }
 
     fn put_done(&self, version: &Version) -> PutDone {
@@ -289,10 +298,7 @@ impl Owner {
         if let Some(before) = self.publish(task, Some(version.clone())) {
             self.let_go(before);
         }
-        let mut eviction = self.eviction.borrow_mut();
-        eviction.remove(&version.task);
-        eviction.insert(version.task, version.disk_bytes());
-        drop(eviction);
+        self.restart_eviction(&version);
         self.queue.remove(task);
         if let Some(record) = queued {
             self.queue.push(task.clone(), record, BTreeMap::new());

@@ -6,7 +6,6 @@
 //! `replicas.repairAfter`, and its rate is bounded.
 
 use std::rc::Rc;
-use std::sync::atomic::Ordering;
 
 use dfstore_proto::message::{Duty, Fetch, Message, Publish, Recall, Standing as Verdict};
 use futures_util::StreamExt;
@@ -136,7 +135,7 @@ impl Owner {
         let bytes = missing.iter().map(|number| u64::from(version.piece_length(*number))).sum();
         // A download goes ahead by itself; the peer that decides fetches just what is asked for.
         let window = if self.is_away(&version.task) { 1 } else { COPY_WINDOW_PIECES };
-        let reader = self.context.upload_ids.fetch_add(1, Ordering::Relaxed);
+        let reader = self.context.unique_id();
         let fetches = missing.iter().map(|&number| {
             let wanted = Wanted { number, end, urgent: true, local_only: false, by_peer: false, reader };
             self.bring(version, wanted)
@@ -294,8 +293,7 @@ impl Owner {
         let _commit = task.commit_lock.lock().await;
         if task.is_current(version) && !version.is_read() {
             tracing::debug!(object = %task.target.name, "an extra copy goes");
-            let before = self.publish(task, None);
-            self.retire(task, before);
+            self.supersede(task, None);
         }
     }
 }

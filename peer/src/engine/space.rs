@@ -61,18 +61,12 @@ impl Owner {
             Some(task) != spare
                 && self.known(task).and_then(|task| task.current()).is_some_and(|version| is_evictable(&version))
         });
-        let mut freed = 0;
-        let mut changes = Vec::new();
         let mut gone = Vec::new();
         for id in victims {
             let Some(task) = self.known(&id) else { continue };
             // A commit under way replaces the version anyway.
             let Some(commit) = task.commit_lock.try_lock() else { continue };
             let Some(version) = self.publish(&task, None) else { continue };
-            freed += version.disk_bytes();
-            if version.recorded.get() {
-                changes.push(Change::RemoveTask { task: version.task });
-            }
             if self.cluster.is_some() {
                 task.remember(&version);
             }
@@ -82,15 +76,35 @@ impl Owner {
                 self.forget_if_unknown(&task);
             }
         }
-        if gone.is_empty() {
-            return 0;
-        }
+        self.free(gone).await
+    }
+
+    /// Forgets what is cached of a task, unless the backend does not have it or someone reads it. Gives the bytes that
+    /// became free.
+    pub async fn evict_task(self: &Rc<Self>, task: &Rc<Task>) -> u64 {
+        let version = {
+            let _commit = task.commit_lock.lock().await;
+            let Some(version) = task.current().filter(|version| version.is_idle_clean()) else { return 0 };
+            self.publish(task, None);
+            task.remember(&version);
+            version
+        };
+        self.free(vec![version]).await
+    }
+
+    /// Has the catalog forget versions that were evicted, and lets go of them. Gives the bytes that became free.
+    async fn free(self: &Rc<Self>, gone: Vec<Rc<Version>>) -> u64 {
+        let freed = gone.iter().map(|version| version.disk_bytes()).sum();
         let pieces = gone.iter().map(|version| u64::from(version.stored_count.get())).sum();
-        self.metrics.evicted(pieces, freed);
-        if let Err(error) = self.context.catalog.commit(changes, Durability::Durable).await {
+        let recorded = gone.iter().filter(|version| version.recorded.get());
+        let changes: Vec<Change> = recorded.map(|version| Change::RemoveTask { task: version.task }).collect();
+        if !changes.is_empty()
+            && let Err(error) = self.context.catalog.commit(changes, Durability::Durable).await
+        {
             tracing::error!(%error, "evicted space is not reused: the catalog did not take the removal");
             return 0;
         }
+        self.metrics.evicted(pieces, freed);
         for version in gone {
             self.let_go(version);
         }
@@ -107,10 +121,29 @@ impl Owner {
         }
     }
 
+    /// Makes a clean version of which the catalog has no record current, or nothing, and retires the one before: what
+    /// waits for the backend of it is void. For callers that hold `commit_lock`.
+    pub fn supersede(self: &Rc<Self>, task: &Rc<Task>, version: Option<Rc<Version>>) {
+        let before = self.publish(task, version.clone());
+        self.queue.remove(task);
+        if let Some(version) = version {
+            self.restart_eviction(&version);
+        }
+        if let Some(before) = before {
+            self.retire(task, before);
+        }
+    }
+
+    /// A task whose content is new counts as new for eviction.
+    pub fn restart_eviction(&self, version: &Version) {
+        let mut eviction = self.eviction.borrow_mut();
+        eviction.remove(&version.task);
+        eviction.insert(version.task, version.disk_bytes());
+    }
+
     /// A version that is no longer current, and that the catalog may still name: has it forgotten there, then lets go
     /// of its space.
-    pub fn retire(self: &Rc<Self>, task: &Rc<Task>, version: Option<Rc<Version>>) {
-        let Some(version) = version else { return };
+    fn retire(self: &Rc<Self>, task: &Rc<Task>, version: Rc<Version>) {
         let mut changes = match task.current() {
             Some(newer) if newer.recorded.get() => version.forgetting(),
             // The newer version's record comes with its first piece.

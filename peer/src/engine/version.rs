@@ -418,6 +418,11 @@ impl Version {
         Change::PutPiece { key, record: piece.to_record() }
     }
 
+    /// The changes that put all stored pieces into the catalog.
+    pub fn piece_changes(&self) -> impl Iterator<Item = Change> {
+        self.stored_pieces().into_iter().map(|(number, piece)| self.piece_change(number, &piece))
+    }
+
     /// Whether every piece is on disk.
     pub fn is_whole(&self) -> bool {
         self.stored_count.get() == self.piece_count()

@@ -134,7 +134,7 @@ pub fn run(config: Config, metrics: Metrics, redactions: Redactions) -> Result<(
         shards: senders.clone(),
         repair_after: config.cluster.as_ref().map_or(Duration::MAX, |cluster| cluster.repair_after),
         uploads: part.as_ref().map(|part| part.face.uploads_counter()).unwrap_or_default(),
-        upload_ids: Arc::new(AtomicU64::new(1)),
+        next_id: Arc::new(AtomicU64::new(1)),
     };
     if let Some(doors) = &doors {
         doors.announce();

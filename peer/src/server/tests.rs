@@ -85,7 +85,7 @@ impl Served {
             shards: vec![sender.clone()],
             repair_after: Duration::MAX,
             uploads: face.uploads_counter(),
-            upload_ids: Arc::default(),
+            next_id: Arc::default(),
         };
         let setup = ShardSetup {
             shard: 0,
