@@ -241,6 +241,10 @@ pub const PEER_UPLOADS_MAX: u32 = 4;
 pub const SPARE_FETCH_SLOTS: usize = 2;
 /// Pieces of one version that a home brings from the backend ahead of the peers that will ask for them.
 pub const HOME_AHEAD_PIECES: usize = 8;
+/// A home asks the backend for more pieces at once when fewer than this many of them stand in line there.
+pub const PACE_LINE_MIN: f64 = 0.6;
+/// And for fewer when more than this many do.
+pub const PACE_LINE_MAX: f64 = 1.3;
 /// A home looks this often how far a piece from another peer is, and takes it from elsewhere below this rate.
 pub const HOLDER_WATCH_PERIOD: Duration = Duration::from_millis(250);
 /// See [`HOLDER_WATCH_PERIOD`].
@@ -327,6 +331,8 @@ pub const SWARM_PARENTS_KEPT: usize = 16;
 pub const SWARM_PARENT_ORDERS_START: u32 = 2;
 /// See [`SWARM_PARENT_ORDERS_START`].
 pub const SWARM_PARENT_ORDERS_MAX: u32 = 16;
+/// Pieces in flight from several parents together, but at least one from each.
+pub const SWARM_PARENTS_ORDERS: u32 = 4;
 /// A parent that is busy is left alone for this time.
 pub const SWARM_BUSY_PAUSE: Duration = Duration::from_millis(100);
 /// A parent that sends no byte for this long is given up.
@@ -389,7 +395,7 @@ pub const SWARM_UPLOADS_GOOD: u32 = 4;
 /// [`SWARM_SUGGESTED_SLOW`]), and later at least.
 pub const SWARM_SUGGESTED_FIRST: usize = 3;
 /// See [`SWARM_SUGGESTED_FIRST`].
-pub const SWARM_SUGGESTED_MIN: usize = 5;
+pub const SWARM_SUGGESTED_MIN: usize = 6;
 /// See [`SWARM_SUGGESTED_FIRST`].
 pub const SWARM_SUGGESTED_SLOW: Duration = Duration::from_secs(2);
 /// To [`SWARM_SUGGESTED_MIN`] come as many as are carried out in this time.

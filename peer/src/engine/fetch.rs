@@ -89,7 +89,7 @@ impl Owner {
                     let (reply, answer) = oneshot::channel();
                     pieces.insert(number, PieceState::Fetching(vec![Waiter { reply, urgent: wanted.urgent }]));
                     if !is_away {
-                        self.spawn_fetch_as_home(&version, number, slot);
+                        self.spawn_fetch_as_home(&version, number, slot, wanted.by_peer);
                     }
                     answer
                 }
@@ -109,14 +109,14 @@ impl Owner {
         }
         let Some(slot) = self.context.arena.try_take(length as usize, Holder::Fetch) else { return false };
         version.pieces.borrow_mut().insert(number, PieceState::Fetching(Vec::new()));
-        self.spawn_fetch_as_home(version, number, Some(slot));
+        self.spawn_fetch_as_home(version, number, Some(slot), true);
         true
     }
 
-    fn spawn_fetch_as_home(self: &Rc<Self>, version: &Rc<Version>, number: u32, slot: Option<SlotMut>) {
+    fn spawn_fetch_as_home(self: &Rc<Self>, version: &Rc<Version>, number: u32, slot: Option<SlotMut>, by_peer: bool) {
         let (owner, version) = (self.clone(), version.clone());
         spawn_local(async move {
-            let came = owner.fetch_as_home(&version, number, slot).await;
+            let came = owner.fetch_as_home(&version, number, slot, by_peer).await;
             owner.deliver(&version, number, came).await;
         });
     }
@@ -158,6 +158,7 @@ impl Owner {
         version: &Version,
         number: u32,
         slot: Option<SlotMut>,
+        by_peer: bool,
     ) -> Result<Arrived, ObjectError> {
         let length = version.piece_length(number) as usize;
         let mut slot = match slot {
@@ -177,7 +178,10 @@ impl Owner {
             }
         }
         if version.is_clean() {
-            return self.fetch_from_backend(version, number, slot).await;
+            return match by_peer {
+                true => self.fetch_from_backend_in_turn(version, number, slot).await,
+                false => self.fetch_from_backend(version, number, slot).await,
+            };
         }
         let error = lost.unwrap_or_else(|| ObjectError::PeerUnavailable("nobody who is alive holds it".into()));
         tracing::warn!(%error, task = %version.task, number, "a piece that the backend does not have cannot be had");
@@ -238,6 +242,21 @@ impl Owner {
     pub async fn take_fetch_slot(&self, length: usize) -> Result<SlotMut, ObjectError> {
         let taken = timeout(ADMISSION_TIMEOUT, self.context.arena.take(length, Holder::Fetch)).await;
         taken.map_err(|_| busy("all memory for reads from the backend and from peers is in use"))
+    }
+
+    /// Gets one piece from the backend for other peers: only so many at once as it takes to keep the way there busy, so
+    /// that each is soon complete and on its way to others.
+    async fn fetch_from_backend_in_turn(
+        &self,
+        version: &Version,
+        number: u32,
+        slot: Option<SlotMut>,
+    ) -> Result<Arrived, ObjectError> {
+        let _turn = version.paced.acquire(|| version.pace.borrow().at_once()).await;
+        let began = since_start();
+        let came = self.fetch_from_backend(version, number, slot).await?;
+        version.pace.borrow_mut().took(since_start().saturating_sub(began));
+        Ok(came)
     }
 
     /// Gets one piece from the backend.

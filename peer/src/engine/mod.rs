@@ -47,6 +47,7 @@ pub mod request;
 mod rogues;
 mod space;
 mod start;
+mod task;
 mod upload;
 mod version;
 mod writeback;

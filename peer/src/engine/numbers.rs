@@ -41,7 +41,8 @@ mod tests {
 
     use crate::catalog::TaskState;
     use crate::engine::request::Target;
-    use crate::engine::version::{Task, Version};
+    use crate::engine::task::Task;
+    use crate::engine::version::Version;
 
     const NOW_MS: u64 = 1_700_000_100_000;
 

@@ -17,7 +17,8 @@ use crate::engine::error::ObjectError;
 use crate::engine::fetch::{arrived, busy, sized, source_of};
 use crate::engine::owner::Owner;
 use crate::engine::request::{piece_count, piece_length};
-use crate::engine::version::{Task, Version};
+use crate::engine::task::Task;
+use crate::engine::version::Version;
 use crate::limits::{
     ADMISSION_TIMEOUT, COPIES_AT_ONCE_MAX, COPY_WINDOW_PIECES, REPAIR_BYTES_PER_SECOND, REPAIR_PERIOD,
     REPAIR_TASKS_MAX, STORED_WAIT,
@@ -104,7 +105,7 @@ impl Owner {
         if version.is_durable_here() {
             return Ok(());
         }
-        let _permit = self.copies.acquire(COPIES_AT_ONCE_MAX).await;
+        let _permit = self.copies.acquire(|| COPIES_AT_ONCE_MAX).await;
         // Made by somebody else while this one waited.
         if version.is_durable_here() {
             return Ok(());

@@ -19,10 +19,10 @@ struct Inner {
 pub struct Permit(Permits);
 
 impl Permits {
-    /// Waits until fewer than `max` permits are out, and takes one.
-    pub async fn acquire(&self, max: usize) -> Permit {
-        assert!(max > 0, "nobody could ever go on");
-        while self.0.out.get() >= max {
+    /// Waits until fewer than `max` permits are out, and takes one. `max` is asked again each time one is given back, and
+    /// is never 0.
+    pub async fn acquire(&self, max: impl Fn() -> usize) -> Permit {
+        while self.0.out.get() >= max().max(1) {
             self.0.back.listen().await;
         }
         self.0.out.set(self.0.out.get() + 1);
@@ -46,9 +46,9 @@ mod tests {
     #[test]
     fn one_more_than_there_are_waits_until_one_is_given_back() {
         let permits = Permits::default();
-        let first = permits.acquire(2).now_or_never().expect("free");
-        let _second = permits.acquire(2).now_or_never().expect("free");
-        let mut third = Box::pin(permits.acquire(2));
+        let first = permits.acquire(|| 2).now_or_never().expect("free");
+        let _second = permits.acquire(|| 2).now_or_never().expect("free");
+        let mut third = Box::pin(permits.acquire(|| 2));
         assert!(third.as_mut().now_or_never().is_none());
         drop(first);
         assert!(third.now_or_never().is_some());

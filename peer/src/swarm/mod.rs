@@ -10,6 +10,7 @@
 //! from a seed number. So thousands of them run in virtual time in tests. Both are bounded by the `SWARM_` lines of
 //! `limits`, and take whatever an answer or a report says without believing more of it than they check.
 
+pub mod pace;
 pub mod pieces;
 pub mod planner;
 pub mod random;
@@ -25,6 +26,7 @@ use dfstore_proto::message::PieceRuns;
 use dfstore_proto::object::PieceRun;
 use thiserror::Error;
 
+pub use pace::Pace;
 pub use pieces::Pieces;
 pub use planner::Planner;
 pub use tracker::Tracker;

@@ -9,7 +9,7 @@ use event_listener::Event;
 
 use crate::catalog::{PartRecord, WriteBackRecord};
 use crate::engine::error::ObjectError;
-use crate::engine::version::Task;
+use crate::engine::task::Task;
 use crate::limits::{HOME_PATIENCE, WRITEBACK_LOOK_DELAY, WRITEBACK_LOOK_DELAY_MAX, WRITEBACK_POLL};
 use crate::rt::mailbox::oneshot;
 use crate::rt::time::timeout;

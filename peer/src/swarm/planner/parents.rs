@@ -7,7 +7,7 @@ use dfstore_proto::message::Holder;
 
 use crate::limits::{
     SWARM_AVOID_MISSING, SWARM_AVOID_SILENT, SWARM_AVOID_WRONG, SWARM_BUSY_PAUSE, SWARM_PARENT_ORDERS_MAX,
-    SWARM_PARENT_ORDERS_START, SWARM_PARENTS_KEPT,
+    SWARM_PARENT_ORDERS_START, SWARM_PARENTS_KEPT, SWARM_PARENTS_ORDERS,
 };
 use crate::swarm::Pieces;
 use crate::swarm::random::mix;
@@ -90,8 +90,11 @@ impl Parents {
     /// `rate_good`, then those with the fewest orders of ours and uploads. Between equals the seed chooses, so that not
     /// everybody asks the same.
     pub fn best(&self, piece: u32, not: Option<&str>, rate_good: f64, now: Duration) -> Option<Arc<str>> {
+        let share = self.share(now);
         let able = self.all.iter().enumerate().filter(|(_, parent)| {
-            parent.have.contains(piece) && parent.is_able(now) && not.is_none_or(|not| parent.node.as_ref() != not)
+            parent.have.contains(piece)
+                && parent.is_able(share, now)
+                && not.is_none_or(|not| parent.node.as_ref() != not)
         });
         let best = able.min_by_key(|(at, parent)| {
             let load = parent.uploads.saturating_add(parent.in_flight * 2);
@@ -103,7 +106,18 @@ impl Parents {
 
     /// Whether there is anybody to ask for anything.
     pub fn any_is_able(&self, now: Duration) -> bool {
-        self.all.iter().any(|parent| parent.is_able(now))
+        let share = self.share(now);
+        self.all.iter().any(|parent| parent.is_able(share, now))
+    }
+
+    /// Pieces that may be in flight from each parent because of the others: where there are several, two pieces from one
+    /// of them only make each other late, and what is late is passed on late.
+    fn share(&self, now: Duration) -> u32 {
+        let parents = self.all.iter().filter(|parent| parent.avoided_until <= now && !parent.have.is_empty()).count();
+        match u32::try_from(parents).unwrap_or(u32::MAX) {
+            0 | 1 => SWARM_PARENT_ORDERS_MAX,
+            several => (SWARM_PARENTS_ORDERS / several).max(1),
+        }
     }
 
     /// How many parents that have it are avoided; `None` when one of them is not.
@@ -192,7 +206,7 @@ impl Parents {
 }
 
 impl Parent {
-    fn is_able(&self, now: Duration) -> bool {
-        self.in_flight < self.orders_max && self.busy_until <= now && self.avoided_until <= now
+    fn is_able(&self, share: u32, now: Duration) -> bool {
+        self.in_flight < self.orders_max.min(share) && self.busy_until <= now && self.avoided_until <= now
     }
 }
