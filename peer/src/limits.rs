@@ -273,6 +273,8 @@ pub const REMOTE_READ_KEEP: Duration = Duration::from_secs(20);
 pub const RESERVATION_HOLD: Duration = Duration::from_secs(2);
 /// How often that is looked at.
 pub const RESERVATION_POLL: Duration = Duration::from_millis(5);
+/// A seed that did not say what it knows of a task is asked again after this time.
+pub const SETTLE_AGAIN: Duration = Duration::from_secs(2);
 /// A write that asks for copies on other peers waits for them this long.
 pub const REPLICAS_WAIT: Duration = Duration::from_secs(60);
 /// Deletions that a shard remembers after they are done.
@@ -295,6 +297,9 @@ pub const WRITEBACK_LOOK_DELAY: Duration = Duration::from_millis(200);
 pub const WRITEBACK_LOOK_DELAY_MAX: Duration = Duration::from_secs(5);
 /// A home that is alive and cannot be reached for this time is done without.
 pub const HOME_PATIENCE: Duration = Duration::from_secs(20);
+/// A version that is told, or sent to the backend, this long after it got its number may have been replaced by one that
+/// nobody remembers: the backend is asked first.
+pub const WRITE_LATE: Duration = Duration::from_secs(30);
 /// Readers who need the backend for the rest of an older version are waited for this long before it is overwritten.
 pub const OLD_READERS_WAIT: Duration = Duration::from_secs(60);
 /// Pieces of one download that are on their way at once.

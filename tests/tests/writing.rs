@@ -9,7 +9,7 @@ use dfstore_tests::data::Payload;
 use dfstore_tests::eventually;
 use dfstore_tests::faulty_backend::{Fault, Rule};
 use dfstore_tests::http::{Connection, multipart};
-use dfstore_tests::peer::Peer;
+use dfstore_tests::peer::{Peer, PeerSpec};
 use dfstore_tests::scene::{ASYNC, BUCKET, EPHEMERAL, PATIENCE, SYNC, Scene, expect, same};
 use http::Method;
 
@@ -449,5 +449,23 @@ fn an_upload_resumes_after_kill_9_with_the_parts_the_bucket_has() -> Result<()> 
     assert_eq!((parts(&scene, 1), parts(&scene, 2), parts(&scene, 3)), (0, 0, 1));
     scene.until_clean("resumed")?;
     scene.read("resumed", payload)?;
+    Ok(())
+}
+
+#[test]
+fn a_write_that_was_replaced_while_its_peer_was_away_does_not_come_back() -> Result<()> {
+    let mut scene = Scene::start()?;
+    let (old, new) = (Payload::new(49, TWO_PIECES), Payload::new(50, 1000));
+    scene.backend.set_rules(no_writes());
+    scene.put("replaced", ASYNC, old)?;
+    scene.peer.kill9()?;
+    scene.backend.set_rules([]);
+    let other = Peer::start_with(PeerSpec::new(&scene.bucket.endpoint))?;
+    expect(&other.put(BUCKET, "replaced", SYNC, &new.bytes())?, 200);
+    scene.backend.forget();
+    scene.peer.restart()?;
+    eventually("the newer version", PATIENCE, || scene.read("replaced", new).ok().map(drop))?;
+    assert!(scene.has("replaced", new), "the bucket has the newer version");
+    assert_eq!(scene.backend.requests_of(&Method::PUT), 0, "{:?}", scene.backend.seen());
     Ok(())
 }

@@ -4,13 +4,15 @@ use std::rc::Rc;
 
 use dfstore_proto::object::WriteMode;
 
-use crate::catalog::{Change, Durability};
+use crate::catalog::{Change, Durability, TaskState};
 use crate::engine::Engine;
 use crate::engine::call::TaskCall;
 use crate::engine::error::ObjectError;
 use crate::engine::owner::Owner;
 use crate::engine::request::{CommitRequest, PutRequest, Standing, Stat, Target};
+use crate::engine::version::Version;
 use crate::limits::REPLICAS_DEFAULT;
+use crate::rt::time::unix_ms;
 
 /// Copies `source` over `target`; gives what the target then is.
 pub async fn copy(engine: &Engine, source: &Target, target: &Target) -> Result<Stat, ObjectError> {
@@ -62,12 +64,24 @@ impl Owner {
         let task = self.task(target);
         let _backend = task.backend_lock.lock().await;
         self.context.backend.copy(source.name.clone(), target.name.clone()).await?;
-        let _commit = task.commit_lock.lock().await;
-        let changes = vec![Change::RemoveTask { task: target.task }, Change::RemoveWriteBack { task: target.task }];
-        self.context.catalog.commit(changes, Durability::Durable).await?;
-        self.queue.remove(&task);
-        if let Some(before) = self.publish(&task, None) {
-            self.let_go(before);
+        let copied = self.context.backend.head(target.name.clone()).await.ok();
+        let version = {
+            let _commit = task.commit_lock.lock().await;
+            let changes = vec![Change::RemoveTask { task: target.task }, Change::RemoveWriteBack { task: target.task }];
+            self.context.catalog.commit(changes, Durability::Durable).await?;
+            let generation = self.next_number(&task, unix_ms());
+            let version =
+                copied.map(|meta| Rc::new(Version::new(target.task, generation, meta, TaskState::Clean, None)));
+            if let Some(before) = self.publish(&task, version.clone()) {
+                self.let_go(before);
+            }
+            self.queue.remove(&task);
+            version
+        };
+        if let Some(version) = version {
+            version.validated_at_ms.set(unix_ms());
+            // An older version that waits there for the backend must not come after the copy if this peer is lost.
+            self.tell_witness(&task, &version).await;
         }
         Ok(())
     }

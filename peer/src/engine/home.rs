@@ -26,7 +26,7 @@ use crate::engine::request::Target;
 use crate::engine::task::Task;
 use crate::engine::version::Version;
 use crate::engine::writeback::new_record;
-use crate::limits::{HOME_AHEAD_PIECES, HOMES_ASKED_MAX, REPLICAS_WAIT};
+use crate::limits::{HOME_AHEAD_PIECES, HOMES_ASKED_MAX, REPLICAS_WAIT, SETTLE_AGAIN};
 use crate::membership::Node;
 use crate::rt::time::{since_start, timeout, unix_ms};
 
@@ -135,7 +135,7 @@ impl Owner {
                 Duty::Replicate => self.keep_copy(&task, &version),
                 Duty::Witness => {}
             }
-            self.wait_for_copies(&version, asked.wait_replicas).await;
+            self.wait_for_copies(&task, &version, asked.wait_replicas).await;
         }
         Ok(Message::PublishOk(self.standing_of(&task, verdict, asked.version.generation)))
     }
@@ -162,10 +162,10 @@ impl Owner {
         self.cluster.as_ref().is_some_and(|cluster| cluster.me().as_ref() == node)
     }
 
-    /// Waits until so many nodes hold all of a version, or for a while.
-    pub async fn wait_for_copies(&self, version: &Version, wanted: u16) {
+    /// Waits until so many nodes hold all of a version, or for a while; not for one that was replaced.
+    pub async fn wait_for_copies(&self, task: &Task, version: &Rc<Version>, wanted: u16) {
         let enough = async {
-            while self.copies_of(version) < wanted {
+            while self.copies_of(version) < wanted && task.is_current(version) {
                 version.spread.listen().await;
             }
         };
@@ -209,6 +209,9 @@ impl Owner {
     /// Takes in what another peer knows, unless something newer is known here. What the backend does not have is
     /// durable when this returns.
     pub async fn learn(self: &Rc<Self>, task: &Rc<Task>, record: &VersionRecord) -> Result<Verdict, ObjectError> {
+        if record.kind == Published::Dirty && self.is_overtaken(task, record.generation).await {
+            return Ok(Verdict::Superseded);
+        }
         let _commit = task.commit_lock.lock().await;
         if let Some(version) = task.current() {
             if version.generation > record.generation {
@@ -321,7 +324,7 @@ impl Owner {
     pub async fn settle(self: &Rc<Self>, task: &Rc<Task>, others: &[Arc<Node>]) -> Result<(), ObjectError> {
         let Some(cluster) = &self.cluster else { return Ok(()) };
         let epoch = cluster.epoch();
-        if task.settled.get() == epoch {
+        if task.settled.get() == epoch || (unix_ms() < task.settle_again_ms.get() && task.settling.get() == epoch) {
             return Ok(());
         }
         let asked = others.iter().take(HOMES_ASKED_MAX);
@@ -329,15 +332,25 @@ impl Owner {
             let recall = Recall { target: task.target.to_message() };
             (node, cluster.ask(node, &task.target.task, recall).await)
         }));
+        let mut is_settled = true;
         for (node, answer) in answers.await {
             match answer {
                 Ok(Message::Recalled(known)) => self.take_in(task, node, known).await?,
                 Ok(other) => return Err(ObjectError::unexpected(&other)),
-                // What it knows, the others have been told as well.
-                Err(error) => tracing::warn!(%error, node = %node.id, "a seed cannot say what it knows"),
+                // What it knows, the others have been told as well, most likely. It is asked again.
+                Err(error) => {
+                    tracing::warn!(%error, node = %node.id, "a seed cannot say what it knows");
+                    is_settled = false;
+                }
             }
         }
-        task.settled.set(epoch);
+        if is_settled {
+            task.settled.set(epoch);
+        } else {
+            let again_ms = u64::try_from(SETTLE_AGAIN.as_millis()).unwrap_or(u64::MAX);
+            task.settle_again_ms.set(unix_ms().saturating_add(again_ms));
+            task.settling.set(epoch);
+        }
         Ok(())
     }
 

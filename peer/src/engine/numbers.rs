@@ -24,6 +24,16 @@ pub fn of_found(meta: &ObjectMeta, now_ms: u64) -> Option<u64> {
     Some((seconds - 1) * SECOND + u64::from(hasher.finalize()) % SECOND)
 }
 
+/// What a version is called in the metadata that the backend keeps with it.
+pub fn written_as(crc32: Option<u32>, generation: u64) -> String {
+    crc32.map_or_else(String::new, |crc32| own_etag(crc32, generation).trim_matches('"').to_owned())
+}
+
+/// The number of the version that the backend says it has; `None` when it is none of ours.
+pub fn of_written(written_as: &str) -> Option<u64> {
+    u64::from_str_radix(written_as.rsplit_once('-')?.1, 16).ok()
+}
+
 /// The entity tag of a version that the backend does not have, which gives it another one.
 pub fn own_etag(crc32: u32, generation: u64) -> String {
     format!("\"{crc32:08x}-{generation:x}\"")
@@ -66,6 +76,15 @@ mod tests {
         assert!(!is_own_etag(&own_etag(7, generation), generation + 1));
         for etag in ["", "\"\"", "\"d41d8cd98f00b204e9800998ecf8427e\"", "\"d41d8cd98f00b204e9800998ecf8427e-9\""] {
             assert!(!is_own_etag(etag, generation), "{etag}");
+        }
+    }
+
+    #[test]
+    fn what_the_backend_keeps_tells_the_number_again() {
+        let generation = NOW_MS * 1000;
+        assert_eq!(of_written(&written_as(Some(7), generation)), Some(generation));
+        for other in ["", "-", "7", "00000007-", "00000007-xyz", "00000007-fffffffffffffffff"] {
+            assert_eq!(of_written(other), None, "{other}");
         }
     }
 

@@ -100,7 +100,12 @@ impl Owner {
         if version.is_none() {
             self.eviction.borrow_mut().remove(&task.target.task);
         }
-        task.replace(version)
+        let before = task.replace(version);
+        if let Some(before) = &before {
+            // Who waits for copies of it need not any more.
+            before.spread.notify(usize::MAX);
+        }
+        before
     }
 
     /// Drops the entry of a task of which nothing is known, unless someone else is busy with it. `task` is the caller's

@@ -130,7 +130,7 @@ impl Owner {
                 if matches!(self.place(&version.task), Place::Home { .. }) {
                     version.published.set(true);
                     self.spread(task, version);
-                    self.wait_for_copies(version, ack_peers).await;
+                    self.wait_for_copies(task, version, ack_peers).await;
                 }
                 self.copies_of(version)
             }
@@ -140,7 +140,7 @@ impl Owner {
                 1
             }
         };
-        enough_copies(task, copies, ack_peers)
+        enough_copies(task, version, copies, ack_peers)
     }
 
     /// Waits until as many peers as asked for hold a version that the backend has; `known` do already.
@@ -157,11 +157,11 @@ impl Owner {
         let copies = match self.tell_home(task, version, ack_peers).await? {
             Some(told) => told.replicas,
             None => {
-                self.wait_for_copies(version, ack_peers).await;
+                self.wait_for_copies(task, version, ack_peers).await;
                 self.copies_of(version)
             }
         };
-        enough_copies(task, copies, ack_peers)
+        enough_copies(task, version, copies, ack_peers)
     }
 
     /// What the home said of a version that it was told of.
@@ -311,9 +311,10 @@ impl Owner {
     }
 }
 
-/// How many peers hold a version, if these are as many as its writer asked for.
-fn enough_copies(task: &Task, copies: u16, wanted: u16) -> Result<u16, ObjectError> {
-    if copies < wanted {
+/// How many peers hold a version, if these are as many as its writer asked for. One that was replaced meanwhile needs no
+/// more copies: it is as if the newer write had come right after it.
+fn enough_copies(task: &Task, version: &Rc<Version>, copies: u16, wanted: u16) -> Result<u16, ObjectError> {
+    if copies < wanted && task.is_current(version) {
         return Err(ObjectError::FewCopies { name: task.target.name.to_string(), copies, wanted });
     }
     Ok(copies)

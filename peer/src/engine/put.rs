@@ -207,6 +207,8 @@ impl Owner {
         let outgoing = Outgoing {
             name: upload.request.target.name.clone(),
             meta,
+            // Its own number comes later, and is above this one.
+            generation: self.next_number(task, unix_ms()),
             crc32: Some(written.crc32),
             pieces: written.pieces.clone(),
             damaged: Rc::default(),

@@ -44,6 +44,10 @@ pub struct Task {
     pub reserved_at_ms: Cell<u64>,
     /// At the home: the set of seeds (its epoch) whose members have said what they know of this task.
     pub settled: Cell<u64>,
+    /// At the home: the set of seeds of which some did not say so, and when they are asked again (Unix ms).
+    pub settling: Cell<u64>,
+    /// See `settling`.
+    pub settle_again_ms: Cell<u64>,
     /// At the home: what a peer says it holds, whose number is given again if the backend still has the same.
     pub claimed: RefCell<Option<KnownVersion>>,
     /// At the home: who holds the version with that number, after it was evicted here.
@@ -68,6 +72,8 @@ impl Task {
             reserved: Cell::new(0),
             reserved_at_ms: Cell::new(0),
             settled: Cell::new(0),
+            settling: Cell::new(0),
+            settle_again_ms: Cell::new(0),
             claimed: RefCell::new(None),
             evicted: RefCell::new(None),
         })

@@ -35,9 +35,16 @@ fn assert_attributes(meta: &ObjectMeta) {
     assert_eq!(meta.digest, expected.digest);
 }
 
+/// What a writer calls a version.
+const WRITTEN_AS: &str = "352441c2-18f";
+
+fn written_as(server: &Server, name: &ObjectName) -> String {
+    wait(server.rig.handle.find(name.clone())).expect("head").written_as
+}
+
 pub fn gives_back_what_was_put(server: &Server) {
     let name = server.name("folder/object");
-    let request = PutRequest { meta: attributes(), ..put_request(&name, b"abc") };
+    let request = PutRequest { meta: attributes(), written_as: WRITTEN_AS.into(), ..put_request(&name, b"abc") };
     let stored = wait(server.rig.handle.put(request, BodySource::Slots(slots(b"abc")))).expect("put");
     let meta = server.rig.head(&name).expect("head");
     assert_eq!((meta.length, &meta.etag), (3, &stored.etag));
@@ -49,7 +56,9 @@ pub fn gives_back_what_was_put(server: &Server) {
     assert_eq!(fetched.crc32, crc32fast::hash(b"abc"));
     assert_eq!((fetched.meta.length, &fetched.meta.etag), (3, &stored.etag));
     assert_attributes(&fetched.meta);
+    assert_eq!(written_as(server, &name), WRITTEN_AS);
     let second = server.rig.put(&name, b"other bytes").expect("put again");
+    assert_eq!(written_as(server, &name), "", "that was the version before");
     assert_ne!(second.etag, stored.etag);
     assert_eq!(&server.rig.read_first(&name, 100).expect("get").slot[..], b"other bytes");
 }
@@ -189,7 +198,7 @@ fn put_part(server: &Server, upload: &Upload, number: u32, bytes: &[u8]) -> Uplo
 pub fn makes_an_object_of_parts(server: &Server) {
     let name = server.name("folder/parts");
     let bytes = Payload::new(9, (10 << 20) + 3).bytes();
-    let request = PutRequest { meta: attributes(), ..put_request(&name, &bytes) };
+    let request = PutRequest { meta: attributes(), written_as: WRITTEN_AS.into(), ..put_request(&name, &bytes) };
     let (upload, parts) =
         upload_parts(server, &request, &[&bytes[..5 << 20], &bytes[5 << 20..10 << 20], &bytes[10 << 20..]]);
     assert_eq!(kind(server.rig.head(&name)), Some(BackendErrorKind::NotFound), "not before it is complete");
@@ -197,6 +206,7 @@ pub fn makes_an_object_of_parts(server: &Server) {
     let meta = server.rig.head(&name).expect("head");
     assert_eq!((meta.length, &meta.etag), (bytes.len() as u64, &stored.etag));
     assert_attributes(&meta);
+    assert_eq!(written_as(server, &name), WRITTEN_AS);
     let fetched = server.rig.read(&name, (8 << 20)..(10 << 20) + 3).expect("get");
     assert_eq!(&fetched.slot[..], &bytes[8 << 20..]);
 }

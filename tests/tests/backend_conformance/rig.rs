@@ -92,7 +92,13 @@ impl Rig {
 /// A write of these bytes with their checksum and no attributes.
 pub fn put_request(name: &ObjectName, bytes: &[u8]) -> PutRequest {
     let crc32 = Some(crc32fast::hash(bytes));
-    PutRequest { name: name.clone(), meta: ObjectMeta::default(), crc32, only_if_absent: false }
+    PutRequest {
+        name: name.clone(),
+        meta: ObjectMeta::default(),
+        written_as: String::new(),
+        crc32,
+        only_if_absent: false,
+    }
 }
 
 /// The bytes, cut into pieces.

@@ -22,10 +22,13 @@ pub use send::Outgoing;
 
 use crate::catalog::{Change, Durability, TaskState, WriteBackKind, WriteBackRecord};
 use crate::engine::error::ObjectError;
+use crate::engine::numbers;
 use crate::engine::owner::Owner;
 use crate::engine::task::Task;
 use crate::engine::version::Version;
-use crate::limits::{OLD_READERS_WAIT, WRITEBACK_OBJECTS_MAX, WRITEBACK_RETRY_DELAY, WRITEBACK_RETRY_DELAY_MAX};
+use crate::limits::{
+    OLD_READERS_WAIT, WRITE_LATE, WRITEBACK_OBJECTS_MAX, WRITEBACK_RETRY_DELAY, WRITEBACK_RETRY_DELAY_MAX,
+};
 use crate::rt::shard::spawn_local;
 use crate::rt::time::unix_ms;
 
@@ -41,6 +44,16 @@ pub fn new_record(kind: WriteBackKind, generation: u64, now_ms: u64) -> WriteBac
         dead: false,
         upload: None,
     }
+}
+
+/// What the backend has before a version is sent to it.
+enum Before {
+    /// This version.
+    Same(ObjectMeta),
+    /// A newer one of ours.
+    Newer,
+    /// Nothing, an older one, or one of somebody else.
+    Other,
 }
 
 /// How far an attempt has come.
@@ -115,7 +128,7 @@ impl Owner {
         match kind {
             WriteBackKind::Delete => self.tell_delete(version, entry).await.map(|()| Progress::Done),
             WriteBackKind::Put if self.has_readers_of_the_backend(&entry.task, entry) => Ok(Progress::Waiting),
-            WriteBackKind::Put => self.tell_put(version, entry).await.map(|()| Progress::Done),
+            WriteBackKind::Put => self.tell_put(version, entry).await,
         }
     }
 
@@ -129,13 +142,14 @@ impl Owner {
             && older.any(|version| version.is_clean() && !version.is_whole() && version.is_read())
     }
 
-    async fn tell_put(self: &Rc<Self>, version: &Rc<Version>, entry: &Rc<Entry>) -> Result<(), ObjectError> {
+    async fn tell_put(self: &Rc<Self>, version: &Rc<Version>, entry: &Rc<Entry>) -> Result<Progress, ObjectError> {
         if self.cluster.is_some() {
             self.copy_here(version).await?;
         }
         let outgoing = Outgoing {
             name: entry.task.target.name.clone(),
             meta: version.meta.borrow().clone(),
+            generation: version.generation,
             crc32: version.crc32,
             pieces: version.stored_pieces().into_iter().map(|(_, piece)| piece).collect(),
             damaged: Rc::default(),
@@ -143,24 +157,54 @@ impl Owner {
         if !version.is_whole() {
             return Err(ObjectError::Internal(format!("{} is not whole on disk", outgoing.name)));
         }
-        let meta = match self.find_sent(&outgoing, entry).await {
-            Some(meta) => meta,
-            None => self.send(&outgoing, Some(entry)).await?,
+        let meta = match self.look_before(&outgoing, entry).await? {
+            Before::Same(meta) => meta,
+            Before::Newer => {
+                // Who wrote it knew of this version; here, and where this peer was told of it, that is forgotten.
+                tracing::info!(object = %outgoing.name, generation = version.generation, "the bucket has a newer version");
+                self.give_way(&entry.task, version).await;
+                return Ok(Progress::Done);
+            }
+            Before::Other => match self.send(&outgoing, Some(entry)).await {
+                Err(_) if !self.may_send(entry) => return Ok(Progress::Waiting),
+                sent => sent?,
+            },
         };
         self.become_clean(&entry.task, version, meta).await;
         tracing::debug!(object = %outgoing.name, generation = version.generation, "written back");
-        Ok(())
+        Ok(Progress::Done)
     }
 
-    /// What the backend has, if it is this very content: an attempt before, or another peer, may have sent it and not
-    /// seen the answer. Only asked where there was such an attempt.
-    async fn find_sent(&self, outgoing: &Outgoing, entry: &Entry) -> Option<ObjectMeta> {
-        if !entry.may_be_sent() || outgoing.meta.digest.is_empty() {
-            return None;
+    /// What the backend has before a version is sent: an attempt before, or another peer, may have sent it and not seen
+    /// the answer; and who was away for long may come with a version that has been replaced since. Only asked where one
+    /// of these can be.
+    async fn look_before(&self, outgoing: &Outgoing, entry: &Entry) -> Result<Before, ObjectError> {
+        if !entry.may_be_sent() && !is_late(outgoing.generation) {
+            return Ok(Before::Other);
         }
-        let there = self.context.backend.head(outgoing.name.clone()).await.ok()?;
-        let is_same = there.digest == outgoing.meta.digest && there.length == outgoing.meta.length;
-        is_same.then_some(there)
+        let there = match self.context.backend.find(outgoing.name.clone()).await {
+            Ok(there) => there,
+            Err(error) if error.is_retryable() => return Err(error.into()),
+            // It is not there, or who may write may not look.
+            Err(_) => return Ok(Before::Other),
+        };
+        let is_same = !there.written_as.is_empty() && there.written_as == outgoing.written_as();
+        let is_newer = numbers::of_written(&there.written_as).is_some_and(|number| number > outgoing.generation);
+        Ok(match there.meta.length == outgoing.meta.length && is_same {
+            true => Before::Same(there.meta),
+            false if is_newer => Before::Newer,
+            false => Before::Other,
+        })
+    }
+
+    /// Whether the bucket has a newer version of ours than this one, of which nothing newer is known here. `false` when
+    /// the backend does not answer: the version is looked at again before it is sent.
+    pub async fn is_overtaken(&self, task: &Task, generation: u64) -> bool {
+        if task.current().is_some() || !is_late(generation) {
+            return false;
+        }
+        let there = self.context.backend.find(task.target.name.clone()).await;
+        there.is_ok_and(|there| numbers::of_written(&there.written_as).is_some_and(|number| number > generation))
     }
 
     /// The backend has a version now that it did not have before.
@@ -248,6 +292,12 @@ impl Owner {
             self.commit_lazily(vec![Change::PutWriteBack { task: entry.task.target.task, record }]).await;
         }
     }
+}
+
+/// Whether a number was given long ago: its version may have been replaced by one that is forgotten here.
+fn is_late(generation: u64) -> bool {
+    let late_ms = u64::try_from(WRITE_LATE.as_millis()).unwrap_or(u64::MAX);
+    generation / 1000 < unix_ms().saturating_sub(late_ms)
 }
 
 /// Whether a key, taken for a path, names its bucket or something outside of it. A server that cleans paths would

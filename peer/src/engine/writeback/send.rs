@@ -17,6 +17,7 @@ use futures_util::{StreamExt, TryStreamExt};
 use crate::background::BackgroundError;
 use crate::catalog::{Change, PartRecord, UploadStarted};
 use crate::engine::error::ObjectError;
+use crate::engine::numbers;
 use crate::engine::owner::Owner;
 use crate::engine::version::StoredPiece;
 use crate::engine::writeback::Entry;
@@ -24,6 +25,7 @@ use crate::limits::{MULTIPART_THRESHOLD_BYTES, PART_BYTES_MIN, PARTS_IN_FLIGHT_M
 use crate::rt::arena::{Holder, Slot};
 use crate::rt::mailbox::{Sender, mailbox};
 use crate::rt::shard::spawn_local;
+use crate::rt::time::unix_ms;
 use crate::sidecar::backend::{BackendErrorKind, BodySource, PutRequest, Stored, Upload, UploadedPart};
 
 /// A version on its way to the backend.
@@ -32,6 +34,8 @@ pub struct Outgoing {
     pub name: ObjectName,
     /// Its attributes.
     pub meta: ObjectMeta,
+    /// Its number.
+    pub generation: u64,
     /// CRC32 of the whole.
     pub crc32: Option<u32>,
     /// All its pieces, in order.
@@ -46,7 +50,18 @@ impl Outgoing {
     }
 
     fn request(&self) -> PutRequest {
-        PutRequest { name: self.name.clone(), meta: self.meta.clone(), crc32: self.crc32, only_if_absent: false }
+        PutRequest {
+            name: self.name.clone(),
+            meta: self.meta.clone(),
+            written_as: self.written_as(),
+            crc32: self.crc32,
+            only_if_absent: false,
+        }
+    }
+
+    /// What it is called in the metadata that the backend keeps with it.
+    pub fn written_as(&self) -> String {
+        numbers::written_as(self.crc32, self.generation)
     }
 }
 
@@ -110,18 +125,28 @@ impl Owner {
         });
         let sent = futures_util::stream::iter(parts).buffered(PARTS_IN_FLIGHT_MAX).try_collect::<Vec<_>>().await;
         let result = match sent {
+            // While the parts were sent another peer may have come to decide, or a newer version to be here.
+            Ok(_) if entry.is_some_and(|entry| !self.may_send(entry)) => {
+                Err(ObjectError::VersionChanged(outgoing.name.to_string()))
+            }
             Ok(parts) => {
                 let completed = self.context.backend.complete_upload(upload.clone(), outgoing.request(), parts).await;
                 completed.map_err(ObjectError::from)
             }
             Err(error) => Err(error),
         };
-        // Without an entry nobody will resume it.
-        if result.is_err() && entry.is_none() {
+        // Without an entry in the queue nobody will resume it.
+        if result.is_err() && entry.is_none_or(|entry| !self.queue.holds(entry)) {
             let (backend, upload) = (self.context.backend.clone(), upload.clone());
             spawn_local(async move { drop(backend.abort_upload(upload).await) });
         }
         result
+    }
+
+    /// Whether the version of an entry is still to be sent, and by this peer.
+    pub fn may_send(&self, entry: &Entry) -> bool {
+        let decides = !self.is_away(&entry.task.target.task) || entry.is_home_lost(unix_ms());
+        decides && self.queue.holds(entry)
     }
 
     async fn send_part(

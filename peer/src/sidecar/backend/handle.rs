@@ -11,7 +11,8 @@ use dfstore_proto::object::ObjectMeta;
 use super::configured::Configured;
 use super::error::{BackendError, BackendErrorKind};
 use super::{
-    Backend, BodySource, Fetched, GetRequest, ListPage, ListRequest, PutRequest, Result, Stored, Upload, UploadedPart,
+    Backend, BodySource, Fetched, GetRequest, Head, ListPage, ListRequest, PutRequest, Result, Stored, Upload,
+    UploadedPart,
 };
 use crate::config::{BackendDescription, BackendOptions};
 use crate::metrics::BackendOperation;
@@ -22,7 +23,7 @@ type Reply<T> = oneshot::Sender<Result<T>>;
 
 /// One request to the sidecar.
 pub(in crate::sidecar) enum Call {
-    Head(ObjectName, Reply<ObjectMeta>),
+    Head(ObjectName, Reply<Head>),
     Get(GetRequest, SlotMut, Reply<Fetched>),
     Put(PutRequest, BodySource, Reply<Stored>),
     CreateUpload(PutRequest, Reply<Upload>),
@@ -110,6 +111,11 @@ impl BackendHandle {
 
     /// Attributes of an object.
     pub async fn head(&self, name: ObjectName) -> Result<ObjectMeta> {
+        Ok(self.find(name).await?.meta)
+    }
+
+    /// An object as the backend has it.
+    pub async fn find(&self, name: ObjectName) -> Result<Head> {
         let target = name.to_string();
         self.call(BackendOperation::Head, target, |reply| Call::Head(name, reply)).await
     }

@@ -57,6 +57,15 @@ pub struct Fetched {
     pub meta: ObjectMeta,
 }
 
+/// An object as the backend has it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Head {
+    /// Its attributes.
+    pub meta: ObjectMeta,
+    /// What its writer called this version; empty unless it was written by a [`PutRequest`].
+    pub written_as: String,
+}
+
 /// A write of a whole object, or the start of a multipart upload.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PutRequest {
@@ -64,6 +73,8 @@ pub struct PutRequest {
     pub name: ObjectName,
     /// Attributes to keep with it: the four `content_*` fields and `digest`; the others are ignored.
     pub meta: ObjectMeta,
+    /// What the writer calls this version; kept with it, and given by [`Backend::head`]. May be empty.
+    pub written_as: String,
     /// CRC32 (IEEE) of the whole object where known: sent to the providers that check it.
     pub crc32: Option<u32>,
     /// Fails with `PreconditionFailed` if the object exists already. On a multipart upload it counts when completing.
@@ -153,7 +164,7 @@ pub struct ListPage {
 /// ends, though a write may have happened.
 pub trait Backend: Send + Sync {
     /// Attributes of an object.
-    fn head<'a>(&'a self, name: &'a ObjectName) -> BoxFuture<'a, Result<ObjectMeta>>;
+    fn head<'a>(&'a self, name: &'a ObjectName) -> BoxFuture<'a, Result<Head>>;
     /// Reads a range into `slot` (from its start); gives the CRC32 of the bytes and the attributes. On failure the
     /// contents of the slot mean nothing.
     fn get<'a>(&'a self, request: &'a GetRequest, slot: &'a mut SlotMut) -> BoxFuture<'a, Result<(u32, ObjectMeta)>>;

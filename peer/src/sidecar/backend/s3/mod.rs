@@ -26,7 +26,8 @@ use super::failure::{Refusal, classify};
 use super::provider::Profile;
 use super::tuning::BackendTuning;
 use super::{
-    Backend, BodySource, GetRequest, ListPage, ListRequest, PutRequest, Result, Stored, Upload, UploadedPart, client,
+    Backend, BodySource, GetRequest, Head, ListPage, ListRequest, PutRequest, Result, Stored, Upload, UploadedPart,
+    client,
 };
 use crate::config::BackendOptions;
 use crate::metrics::{BackendOperation, BackendOutcome, Metrics};
@@ -169,7 +170,7 @@ fn passes_soon(kind: BackendErrorKind) -> bool {
 }
 
 impl Backend for S3Backend {
-    fn head<'a>(&'a self, name: &'a ObjectName) -> BoxFuture<'a, Result<ObjectMeta>> {
+    fn head<'a>(&'a self, name: &'a ObjectName) -> BoxFuture<'a, Result<Head>> {
         self.tried(|| self.head_object(name)).boxed()
     }
 

@@ -3,6 +3,8 @@
 //! The invariant of this folder is kept here: [`S3Backend::get_once`] gives a range only after the status, the
 //! `Content-Range`, the entity tag and the number of bytes that arrived all agree with what was asked.
 
+use std::collections::HashMap;
+
 use aws_sdk_s3::operation::get_object::GetObjectOutput;
 use aws_sdk_s3::primitives::{ByteStream, DateTime};
 use dfstore_proto::ids::ObjectName;
@@ -14,17 +16,19 @@ use crate::metrics::BackendOperation;
 use crate::rt::arena::SlotMut;
 use crate::sidecar::backend::error::BackendErrorKind;
 use crate::sidecar::backend::failure::Refusal;
-use crate::sidecar::backend::{GetRequest, Result};
+use crate::sidecar::backend::{GetRequest, Head, Result};
 
 /// Name of the user metadata that carries an object's digest.
 pub(super) const DIGEST_METADATA: &str = "digest";
+/// Name of the user metadata that carries what the writer called the version.
+pub(super) const VERSION_METADATA: &str = "dfstore-version";
 
 impl S3Backend {
-    pub(super) async fn head_object(&self, name: &ObjectName) -> Result<ObjectMeta> {
+    pub(super) async fn head_object(&self, name: &ObjectName) -> Result<Head> {
         self.check_name(BackendOperation::Head, name)?;
         let request = self.client.head_object().bucket(&name.bucket).key(&name.key).send();
         let answer = self.ask(BackendOperation::Head, name, request).await?;
-        Ok(ObjectMeta {
+        let meta = ObjectMeta {
             length: non_negative(answer.content_length()),
             etag: owned(answer.e_tag()),
             last_modified_ms: milliseconds(answer.last_modified()),
@@ -33,8 +37,9 @@ impl S3Backend {
             content_disposition: owned(answer.content_disposition()),
             content_language: owned(answer.content_language()),
             storage_class: owned(answer.storage_class().map(|class| class.as_str())),
-            digest: digest(answer.metadata()),
-        })
+            digest: metadata(answer.metadata(), DIGEST_METADATA),
+        };
+        Ok(Head { meta, written_as: metadata(answer.metadata(), VERSION_METADATA) })
     }
 
     pub(super) async fn get_with_retries(&self, request: &GetRequest, slot: &mut SlotMut) -> Result<(u32, ObjectMeta)> {
@@ -55,7 +60,7 @@ impl S3Backend {
         let first_read = !request.exact && request.range.start == 0;
         match self.get_once(request, slot).await {
             Err(error) if first_read && error.kind == BackendErrorKind::RangeNotSatisfiable => {
-                let meta = self.head_object(&request.name).await?;
+                let meta = self.head_object(&request.name).await?.meta;
                 if meta.length == 0 {
                     slot.set_len(0);
                     return Ok((0, meta));
@@ -188,12 +193,12 @@ fn attributes(answer: &GetObjectOutput, length: u64) -> ObjectMeta {
         content_disposition: owned(answer.content_disposition()),
         content_language: owned(answer.content_language()),
         storage_class: owned(answer.storage_class().map(|class| class.as_str())),
-        digest: digest(answer.metadata()),
+        digest: metadata(answer.metadata(), DIGEST_METADATA),
     }
 }
 
-fn digest(metadata: Option<&std::collections::HashMap<String, String>>) -> String {
-    let found = metadata.and_then(|all| all.iter().find(|(name, _)| name.eq_ignore_ascii_case(DIGEST_METADATA)));
+fn metadata(all: Option<&HashMap<String, String>>, wanted: &str) -> String {
+    let found = all.and_then(|all| all.iter().find(|(name, _)| name.eq_ignore_ascii_case(wanted)));
     found.map(|(_, value)| value.clone()).unwrap_or_default()
 }
 

@@ -6,8 +6,8 @@
 use aws_sdk_s3::types::{ChecksumAlgorithm, ChecksumType, CompletedMultipartUpload, CompletedPart, EncodingType, Part};
 use aws_smithy_types::base64;
 
-use super::read::{DIGEST_METADATA, non_negative, owned};
-use super::write::{FORBID_OVERWRITE, crc32_header, same_crc32, text};
+use super::read::{non_negative, owned};
+use super::write::{FORBID_OVERWRITE, crc32_header, same_crc32, text, user_metadata};
 use super::{BackendError, S3Backend};
 use crate::limits::PARTS_MAX;
 use crate::metrics::BackendOperation;
@@ -22,7 +22,6 @@ impl S3Backend {
     pub(super) async fn create_multipart(&self, request: &PutRequest) -> Result<Upload> {
         let PutRequest { name, meta, .. } = request;
         self.check_name(BackendOperation::CreateUpload, name)?;
-        let metadata = text(&meta.digest).map(|digest| [(DIGEST_METADATA.to_owned(), digest)].into());
         let sent = self
             .client
             .create_multipart_upload()
@@ -32,7 +31,7 @@ impl S3Backend {
             .set_content_encoding(text(&meta.content_encoding))
             .set_content_disposition(text(&meta.content_disposition))
             .set_content_language(text(&meta.content_language))
-            .set_metadata(metadata)
+            .set_metadata(user_metadata(request))
             .set_checksum_algorithm(self.profile.sends_checksums.then_some(ChecksumAlgorithm::Crc32))
             .set_checksum_type(self.profile.checks_whole_object.then_some(ChecksumType::FullObject))
             .send();

@@ -2,14 +2,15 @@
 //!
 //! A write carries its CRC32 as a header where the provider checks it; where the answer carries one, it is compared.
 
+use std::collections::HashMap;
+
 use aws_sdk_s3::operation::put_object::builders::PutObjectFluentBuilder;
 use aws_smithy_types::base64;
 use dfstore_proto::ids::ObjectName;
-use dfstore_proto::object::ObjectMeta;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 
 use super::S3Backend;
-use super::read::{DIGEST_METADATA, owned};
+use super::read::{DIGEST_METADATA, VERSION_METADATA, owned};
 use crate::metrics::BackendOperation;
 use crate::sidecar::backend::body::UploadBody;
 use crate::sidecar::backend::error::BackendErrorKind;
@@ -41,7 +42,7 @@ impl S3Backend {
             .key(&name.key)
             .content_length(announced)
             .set_checksum_crc32(crc32.clone());
-        let fluent = with_attributes(fluent, &request.meta);
+        let fluent = with_attributes(fluent, request);
         let if_none_match = request.only_if_absent && self.profile.only_if_absent == OnlyIfAbsent::IfNoneMatch;
         let forbid_overwrite = request.only_if_absent && !if_none_match;
         let sent = fluent
@@ -107,16 +108,21 @@ pub(super) fn text(value: &str) -> Option<String> {
     Some(value.to_owned()).filter(|value| !value.is_empty())
 }
 
-fn with_attributes(fluent: PutObjectFluentBuilder, meta: &ObjectMeta) -> PutObjectFluentBuilder {
-    let fluent = fluent
+fn with_attributes(fluent: PutObjectFluentBuilder, request: &PutRequest) -> PutObjectFluentBuilder {
+    let meta = &request.meta;
+    fluent
         .set_content_type(text(&meta.content_type))
         .set_content_encoding(text(&meta.content_encoding))
         .set_content_disposition(text(&meta.content_disposition))
-        .set_content_language(text(&meta.content_language));
-    match text(&meta.digest) {
-        Some(digest) => fluent.metadata(DIGEST_METADATA, digest),
-        None => fluent,
-    }
+        .set_content_language(text(&meta.content_language))
+        .set_metadata(user_metadata(request))
+}
+
+/// What is kept with an object under names of our own.
+pub(super) fn user_metadata(request: &PutRequest) -> Option<HashMap<String, String>> {
+    let all = [(DIGEST_METADATA, &request.meta.digest), (VERSION_METADATA, &request.written_as)];
+    let kept = all.into_iter().filter_map(|(name, value)| Some((name.to_owned(), text(value)?)));
+    Some(kept.collect::<HashMap<_, _>>()).filter(|kept| !kept.is_empty())
 }
 
 #[cfg(test)]
