@@ -187,3 +187,21 @@ fn nodes_end_with_nothing_in_flight() -> Result<()> {
     }
     Ok(())
 }
+
+#[test]
+fn a_full_cache_keeps_what_peers_are_reading() -> Result<()> {
+    // Less than three objects fit, so every one that is read has others evicted; on one shard, so that it is one queue.
+    let builder = Cluster::builder().peers(3).all(|_, options| {
+        options.capacity = "128MiB".to_owned();
+        options.shards = "1".to_owned();
+    });
+    let cluster = builder.start()?;
+    let payloads = (10..16).map(|number| Payload::new(number, 10 * PIECE));
+    for (number, payload) in payloads.enumerate() {
+        let key = format!("turn-{number}");
+        place(&cluster, &key, payload)?;
+        cluster.read_at_once(&[1, 2, 3], &key, payload)?;
+        assert_eq!(cluster.backend.traffic().sent, payload.length, "{key} left the bucket once");
+    }
+    Ok(())
+}

@@ -61,12 +61,7 @@ impl Holders {
         if is_new || now >= self.tidied_at + HOLDERS_TIDY_PERIOD {
             self.tidied_at = now;
             tracker.forget_silent(now);
-            let gone: Vec<Arc<str>> = tracker
-                .holders()
-                .into_iter()
-                .map(|held| held.node)
-                .filter(|node| members.find(node).is_none())
-                .collect();
+            let gone: Vec<Arc<str>> = tracker.names().filter(|node| members.find(node).is_none()).cloned().collect();
             gone.iter().for_each(|node| tracker.left(node));
             for keeper in self.keepers.iter().filter(|node| members.find(node).is_some() && **node != members.me) {
                 tracker.note_whole(keeper, now);

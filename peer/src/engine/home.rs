@@ -28,7 +28,7 @@ use crate::engine::version::Version;
 use crate::engine::writeback::new_record;
 use crate::limits::{HOME_AHEAD_PIECES, HOMES_ASKED_MAX, REPLICAS_WAIT, SETTLE_AGAIN};
 use crate::membership::Node;
-use crate::rt::time::{since_start, timeout, unix_ms};
+use crate::rt::time::{milliseconds, since_start, timeout, unix_ms};
 
 impl Owner {
     /// LOCATE: the current version, as this peer decides about it.
@@ -347,7 +347,7 @@ impl Owner {
         if is_settled {
             task.settled.set(epoch);
         } else {
-            let again_ms = u64::try_from(SETTLE_AGAIN.as_millis()).unwrap_or(u64::MAX);
+            let again_ms = milliseconds(SETTLE_AGAIN);
             task.settle_again_ms.set(unix_ms().saturating_add(again_ms));
             task.settling.set(epoch);
         }

@@ -22,7 +22,7 @@ use crate::engine::task::Task;
 use crate::engine::version::Version;
 use crate::limits::{CHECK_PAUSE, CHECK_ROUNDS_MAX, RESERVATION_POLL};
 use crate::rt::shard::spawn_local;
-use crate::rt::time::{sleep, unix_ms};
+use crate::rt::time::{milliseconds, sleep, unix_ms};
 use crate::sidecar::backend::BackendErrorKind;
 
 /// A question to the backend that was answered.
@@ -146,7 +146,7 @@ impl Owner {
 
     /// Whether the backend failed to answer about this task a moment ago, and there is something to serve instead.
     fn leaves_backend_alone(&self, task: &Task, force: bool) -> bool {
-        let paused_ms = u64::try_from(CHECK_PAUSE.as_millis()).unwrap_or(u64::MAX);
+        let paused_ms = milliseconds(CHECK_PAUSE);
         !force && task.current().is_some() && unix_ms() < task.check_failed_at_ms.get().saturating_add(paused_ms)
     }
 

@@ -52,15 +52,23 @@ impl Owner {
                 freed += remote.ask(|reply| TaskCall::Evict { bytes, reply }).await.unwrap_or(0);
             }
         }
+        if freed == 0 {
+            freed = self.evict_such(bytes, |task, version| Some(task) != spare && version.is_idle_clean()).await;
+        }
         freed
     }
 
-    /// Evicts clean versions of this shard that nobody reads until about `bytes` are free. Gives the bytes that became
-    /// free.
+    /// Evicts clean versions of this shard that nobody reads, here or at another peer, until about `bytes` are free. Gives
+    /// the bytes that became free.
     pub async fn evict(self: &Rc<Self>, bytes: u64, spare: Option<&TaskId>) -> u64 {
-        let victims = self.eviction.borrow_mut().victims(bytes, |task| {
-            Some(task) != spare
-                && self.known(task).and_then(|task| task.current()).is_some_and(|version| is_evictable(&version))
+        let is_unread = |version: &Version| version.is_clean() && !version.is_read();
+        self.evict_such(bytes, |task, version| Some(task) != spare && is_unread(version)).await
+    }
+
+    async fn evict_such(self: &Rc<Self>, bytes: u64, may_go: impl Fn(&TaskId, &Version) -> bool) -> u64 {
+        let victims = self.eviction.borrow_mut().victims(bytes, |id| {
+            let version = self.known(id).and_then(|task| task.current());
+            version.is_some_and(|version| version.stored_count.get() > 0 && may_go(id, &version))
         });
         let mut gone = Vec::new();
         for id in victims {
@@ -107,6 +115,8 @@ impl Owner {
         }
         self.metrics.evicted(pieces, freed);
         for version in gone {
+            // Its space is needed now. A peer that still reads it opens it again.
+            version.read_until_ms.set(0);
             self.let_go(version);
         }
         freed
@@ -191,8 +201,4 @@ impl Owner {
             owner.retired.borrow_mut().remove(&key);
         });
     }
-}
-
-fn is_evictable(version: &Version) -> bool {
-    version.is_idle_clean() && version.stored_count.get() > 0
 }

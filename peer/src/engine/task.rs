@@ -18,6 +18,7 @@ use crate::engine::numbers;
 use crate::engine::request::Target;
 use crate::engine::version::Version;
 use crate::limits::RESERVATION_HOLD;
+use crate::rt::time::milliseconds;
 
 /// One object, as its owner shard sees it.
 pub struct Task {
@@ -136,7 +137,7 @@ impl Task {
     /// Whether a writer has a number and may still come with its version: what the backend has meanwhile must not get
     /// a higher one.
     pub fn awaits_writer(&self, now_ms: u64) -> bool {
-        let hold_ms = u64::try_from(RESERVATION_HOLD.as_millis()).unwrap_or(u64::MAX);
+        let hold_ms = milliseconds(RESERVATION_HOLD);
         let newest = self.current.borrow().as_ref().map_or(0, |version| version.generation);
         self.reserved.get() > newest && now_ms < self.reserved_at_ms.get().saturating_add(hold_ms)
     }

@@ -22,7 +22,7 @@ use crate::engine::request::{Standing, Stat, Target, piece_count, piece_length};
 use crate::limits::{PIECE_BYTES, REMOTE_READ_KEEP};
 use crate::rt::arena::Slot;
 use crate::rt::permits::Permits;
-use crate::rt::time::unix_ms;
+use crate::rt::time::{milliseconds, unix_ms};
 use crate::store::Lease;
 use crate::swarm::Pace;
 
@@ -334,7 +334,7 @@ impl Version {
 
     /// Another peer reads it now and goes on for a while.
     pub fn note_remote_reader(&self) {
-        let keep_ms = u64::try_from(REMOTE_READ_KEEP.as_millis()).unwrap_or(u64::MAX);
+        let keep_ms = milliseconds(REMOTE_READ_KEEP);
         self.read_until_ms.set(unix_ms().saturating_add(keep_ms));
     }
 

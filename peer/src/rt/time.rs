@@ -28,7 +28,12 @@ pub fn since_start() -> Duration {
 
 /// Milliseconds since the Unix epoch.
 pub fn unix_ms() -> u64 {
-    u64::try_from(since_epoch().as_millis()).unwrap_or(u64::MAX)
+    milliseconds(since_epoch())
+}
+
+/// A duration in whole milliseconds.
+pub fn milliseconds(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// Microseconds since the Unix epoch.

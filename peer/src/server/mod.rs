@@ -32,6 +32,7 @@ use crate::rt::arena::Arena;
 use crate::rt::mailbox::{Receiver, Sender, mailbox};
 use crate::rt::net::{Door, bind_shared};
 use crate::rt::shard::ShardThread;
+use crate::rt::time::milliseconds;
 use crate::server::cluster::{Doors, Following};
 use crate::server::shard::{ShardSetup, Work, run_shard};
 use crate::sidecar::backend::{BackendHandle, BackendTuning};
@@ -143,7 +144,7 @@ pub fn run(config: Config, metrics: Metrics, redactions: Redactions) -> Result<(
     let entrances = Entrances { api: listeners, doors, receivers };
     shards.start(&config, &context, &resources, inventory, entrances, part)?;
     health.set_phase(Phase::Ready);
-    let elapsed_ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
+    let elapsed_ms = milliseconds(began.elapsed());
     tracing::info!(address = %api, elapsed_ms, "listening on {api}");
     if let Some(address) = resources.sidecar.admin_address() {
         tracing::info!(%address, "metrics on http://{address}/metrics");

@@ -30,7 +30,7 @@ use crate::limits::{
     OLD_READERS_WAIT, WRITE_LATE, WRITEBACK_OBJECTS_MAX, WRITEBACK_RETRY_DELAY, WRITEBACK_RETRY_DELAY_MAX,
 };
 use crate::rt::shard::spawn_local;
-use crate::rt::time::unix_ms;
+use crate::rt::time::{milliseconds, unix_ms};
 
 /// A fresh queue entry.
 pub fn new_record(kind: WriteBackKind, generation: u64, now_ms: u64) -> WriteBackRecord {
@@ -268,7 +268,7 @@ impl Owner {
         self.context.metrics.writeback_attempted(false);
         tracing::warn!(object = %entry.task.target.name, attempts, %error, "write-back failed; trying again in {delay:?}");
         self.save_entry(entry, record).await;
-        self.queue.put_off(entry, unix_ms() + u64::try_from(delay.as_millis()).unwrap_or(u64::MAX));
+        self.queue.put_off(entry, unix_ms() + milliseconds(delay));
     }
 
     /// Waiting does not heal this.
@@ -296,7 +296,7 @@ impl Owner {
 
 /// Whether a number was given long ago: its version may have been replaced by one that is forgotten here.
 fn is_late(generation: u64) -> bool {
-    let late_ms = u64::try_from(WRITE_LATE.as_millis()).unwrap_or(u64::MAX);
+    let late_ms = milliseconds(WRITE_LATE);
     generation / 1000 < unix_ms().saturating_sub(late_ms)
 }
 

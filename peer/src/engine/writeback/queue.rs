@@ -12,7 +12,7 @@ use crate::engine::error::ObjectError;
 use crate::engine::task::Task;
 use crate::limits::{HOME_PATIENCE, WRITEBACK_LOOK_DELAY, WRITEBACK_LOOK_DELAY_MAX, WRITEBACK_POLL};
 use crate::rt::mailbox::oneshot;
-use crate::rt::time::timeout;
+use crate::rt::time::{milliseconds, timeout};
 
 /// The queue of one shard. An entry that is in `entries` is in exactly one of: `ready`, `delayed`, running, aside.
 #[derive(Default)]
@@ -80,7 +80,7 @@ impl Entry {
         if self.home_silent_ms.get() == 0 {
             self.home_silent_ms.set(now_ms);
         }
-        let patience_ms = u64::try_from(HOME_PATIENCE.as_millis()).unwrap_or(u64::MAX);
+        let patience_ms = milliseconds(HOME_PATIENCE);
         now_ms >= self.home_silent_ms.get().saturating_add(patience_ms)
     }
 
@@ -93,8 +93,8 @@ impl Entry {
     pub fn next_look_ms(&self) -> u64 {
         let looks = self.looks.get();
         self.looks.set(looks.saturating_add(1));
-        let first = u64::try_from(WRITEBACK_LOOK_DELAY.as_millis()).unwrap_or(u64::MAX);
-        let last = u64::try_from(WRITEBACK_LOOK_DELAY_MAX.as_millis()).unwrap_or(u64::MAX);
+        let first = milliseconds(WRITEBACK_LOOK_DELAY);
+        let last = milliseconds(WRITEBACK_LOOK_DELAY_MAX);
         first.saturating_mul(1 << looks.min(10)).min(last)
     }
 

@@ -160,12 +160,11 @@ impl Owner {
         let part = self.context.backend.put_part(upload, number, crc32, body).await?;
         if let Some(entry) = entry {
             let record = PartRecord { etag: part.etag.clone(), crc32 };
-            entry.parts.borrow_mut().insert(number, record);
-        }
-        if let Some(entry) = entry.filter(|entry| self.queue.holds(entry)) {
-            let record = PartRecord { etag: part.etag.clone(), crc32 };
-            let change = Change::PutPart { task: entry.task.target.task, number, record };
-            self.commit_lazily(vec![change]).await;
+            entry.parts.borrow_mut().insert(number, record.clone());
+            if self.queue.holds(entry) {
+                let change = Change::PutPart { task: entry.task.target.task, number, record };
+                self.commit_lazily(vec![change]).await;
+            }
         }
         Ok(UploadedPart { crc32: Some(crc32), ..part })
     }

@@ -18,7 +18,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use dfstore_proto::limits::{PARENTS_MAX, SUGGESTED_MAX};
-use dfstore_proto::message::{Holder, PieceRuns, Tracked};
+use dfstore_proto::message::{Holder, Tracked};
 
 use crate::limits::{
     SWARM_CANDIDATES_MAX, SWARM_NODE_SILENCE_MAX, SWARM_NODES_MAX, SWARM_RECENT_HOLDERS, SWARM_REPORT_MAX,
@@ -28,7 +28,7 @@ use crate::limits::{
 use crate::swarm::random::Random;
 use crate::swarm::{Pieces, Report};
 
-use nodes::{Node, Nodes};
+use nodes::Nodes;
 use suggestions::Suggestions;
 
 /// The home's table of one version.
@@ -46,17 +46,6 @@ pub struct Tracker {
     grown_ms: Vec<u32>,
     suggestions: Suggestions,
     random: Random,
-}
-
-/// One node's holdings.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Holding {
-    /// Its id.
-    pub node: Arc<str>,
-    /// How many pieces it has.
-    pub pieces: u32,
-    /// Which.
-    pub have: PieceRuns,
 }
 
 /// What a report and the table together say about the asker.
@@ -133,12 +122,9 @@ impl Tracker {
         }
     }
 
-    /// Who has what, in the order of their ids.
-    pub fn holders(&self) -> Vec<Holding> {
-        let holding = |node: &Node| Holding { node: node.id.clone(), pieces: node.have.len(), have: node.have.runs() };
-        let mut holders: Vec<Holding> = self.nodes.iter().filter(|node| !node.have.is_empty()).map(holding).collect();
-        holders.sort_by(|left, right| left.node.cmp(&right.node));
-        holders
+    /// All nodes in the table.
+    pub fn names(&self) -> impl Iterator<Item = &Arc<str>> {
+        self.nodes.iter().map(|node| &node.id)
     }
 
     /// Nodes that have all pieces.
