@@ -53,6 +53,8 @@ pub const BACKEND_REQUESTS_MAX: usize = 64;
 pub const ADMIN_CONNECTIONS_MAX: usize = 32;
 /// Bulk reads that may wait for the background executor.
 pub const BACKGROUND_MAILBOX: usize = 256;
+/// When the background executor was asked for something and has answered nothing for this time, it is roused.
+pub const BACKGROUND_STILL_MAX: Duration = Duration::from_millis(250);
 /// Bulk reads that the background executor runs at once.
 pub const BACKGROUND_READS_MAX: u64 = 2;
 /// Memory of the background executor's own read buffers, in bytes: a piece for each read that runs.

@@ -10,27 +10,31 @@
 //! Invariants: a piece is verified before it is handed on; a lease is held while its piece is read; at most
 //! [`BACKGROUND_READS_MAX`] reads run at once, the rest waits in the mailbox. Rules that the released glommio 0.9
 //! demands: the mailbox is drained by a `Latency::Matters` queue (another one answers after up to 200 ms), a timer is
-//! always running (without one a wake from another thread that is missed stops the executor for good), at most
+//! always running (without one a wake from another thread that is missed stops the executor for good), a thread
+//! beside it rouses it when nothing is answered all the same ([`watch`]), at most
 //! 4 MiB are read by one operation, no `spsc_queue`, and no file is created here (one that is created before any was
 //! opened on the device gets wrong direct-I/O limits).
 //!
 //! [`BACKGROUND_READS_MAX`]: crate::limits::BACKGROUND_READS_MAX
 
 mod reader;
+mod watch;
 
 #[cfg(test)]
 mod tests;
 
 use std::path::PathBuf;
-use std::sync::mpsc;
+use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
 
 use glommio::{GlommioError, LocalExecutor, LocalExecutorBuilder, Placement, ReactorErrorKind};
 
 use crate::background::reader::Reader;
+use crate::background::watch::{Progress, Watch};
 use crate::limits::{BACKGROUND_IO_MEMORY_BYTES, BACKGROUND_MAILBOX};
 use crate::rt::arena::{Slot, SlotMut};
 use crate::rt::mailbox::{Receiver, Sender, mailbox, oneshot};
+use crate::rt::rouse::Rouser;
 use crate::store::{Lease, StoreError};
 
 /// Why a bulk read, or the start of the thread, failed.
@@ -75,11 +79,15 @@ enum Message {
 pub struct Background {
     handle: BackgroundHandle,
     thread: JoinHandle<()>,
+    _watch: Watch,
 }
 
 /// The way to ask for bulk reads. Clones share the executor.
 #[derive(Clone)]
-pub struct BackgroundHandle(Sender<Message>);
+pub struct BackgroundHandle {
+    calls: Sender<Message>,
+    progress: Arc<Progress>,
+}
 
 impl Background {
     /// Starts the thread; `dir` is the data folder. Blocks until the executor runs or is known not to.
@@ -90,8 +98,10 @@ impl Background {
         let thread = thread.spawn(move || run(dir, receiver, &started));
         let thread = thread.map_err(|error| BackgroundError::Start { reason: error.to_string() })?;
         let outcome = start.recv().unwrap_or_else(|_| Err("its thread ended at once".to_owned()));
-        outcome.map_err(|reason| BackgroundError::Start { reason })?;
-        Ok(Background { handle: BackgroundHandle(sender), thread })
+        let sleeper = outcome.map_err(|reason| BackgroundError::Start { reason })?;
+        let progress = Arc::new(Progress::default());
+        let watch = Watch::start(sleeper, progress.clone()).map_err(|reason| BackgroundError::Start { reason })?;
+        Ok(Background { handle: BackgroundHandle { calls: sender, progress }, thread, _watch: watch })
     }
 
     /// A handle for another thread.
@@ -101,8 +111,10 @@ impl Background {
 
     /// Finishes the reads that were asked for before, closes the files, and ends the thread. Blocks.
     pub fn close(self) {
-        let Background { handle, thread } = self;
-        if handle.0.send_blocking(Message::Close).is_ok() && thread.join().is_err() {
+        let Background { handle, thread, _watch } = self;
+        // Nothing answers this but its end.
+        let _asked = handle.progress.ask();
+        if handle.calls.send_blocking(Message::Close).is_ok() && thread.join().is_err() {
             tracing::error!("the background thread panicked");
         }
     }
@@ -119,12 +131,13 @@ impl BackgroundHandle {
         slot: SlotMut,
     ) -> Result<Slot, BackgroundError> {
         assert!(slot.capacity() as u64 >= lease.length_bytes() && lease.length_bytes() >= length as u64);
-        let call = self.0.call(|reply| Message::Read(ReadPiece { lease, length, crc32, slot, reply }));
+        let _asked = self.progress.ask();
+        let call = self.calls.call(|reply| Message::Read(ReadPiece { lease, length, crc32, slot, reply }));
         Ok(call.await.map_err(|_| BackgroundError::Closed)??)
     }
 }
 
-fn run(dir: PathBuf, receiver: Receiver<Message>, started: &mpsc::SyncSender<Result<(), String>>) {
+fn run(dir: PathBuf, receiver: Receiver<Message>, started: &mpsc::SyncSender<Result<Rouser, String>>) {
     let executor = match make_executor() {
         Ok(executor) => executor,
         Err(reason) => {
@@ -134,7 +147,7 @@ fn run(dir: PathBuf, receiver: Receiver<Message>, started: &mpsc::SyncSender<Res
     };
     executor.run(async move {
         let reader = Reader::new(dir);
-        let _ = started.send(Ok(()));
+        let _ = started.send(Rouser::of_this_thread().map_err(|error| error.to_string()));
         reader.serve(receiver).await;
     });
 }

@@ -11,6 +11,7 @@ pub mod mailbox;
 pub mod net;
 pub mod permits;
 pub mod probe;
+pub mod rouse;
 pub mod shard;
 pub mod stream;
 pub mod time;
