@@ -65,23 +65,23 @@ impl Owner {
         let _backend = task.backend_lock.lock().await;
         self.context.backend.copy(source.name.clone(), target.name.clone()).await?;
         let copied = self.context.backend.head(target.name.clone()).await.ok();
-        let version = {
-            let _commit = task.commit_lock.lock().await;
-            let changes = vec![Change::RemoveTask { task: target.task }, Change::RemoveWriteBack { task: target.task }];
-            self.context.catalog.commit(changes, Durability::Durable).await?;
-            let generation = self.next_number(&task, unix_ms());
-            let version =
-                copied.map(|meta| Rc::new(Version::new(target.task, generation, meta, TaskState::Clean, None)));
-            if let Some(before) = self.publish(&task, version.clone()) {
-                self.let_go(before);
-            }
-            self.queue.remove(&task);
-            version
-        };
+        let commit = task.commit_lock.lock().await;
+        let changes = vec![Change::RemoveTask { task: target.task }, Change::RemoveWriteBack { task: target.task }];
+        self.context.catalog.commit(changes, Durability::Durable).await?;
+        let now_ms = unix_ms();
+        let generation = self.next_number(&task, now_ms);
+        let version = copied.map(|meta| Rc::new(Version::new(target.task, generation, meta, TaskState::Clean, None)));
         if let Some(version) = version {
-            version.validated_at_ms.set(unix_ms());
+            version.validated_at_ms.set(now_ms);
+            self.publish_new(&task, version.clone(), None);
+            drop(commit);
             // An older version that waits there for the backend must not come after the copy if this peer is lost.
             self.tell_witness(&task, &version).await;
+        } else {
+            self.queue.remove(&task);
+            if let Some(before) = self.publish(&task, None) {
+                self.let_go(before);
+            }
         }
         Ok(())
     }
