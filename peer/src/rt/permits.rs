@@ -22,7 +22,12 @@ impl Permits {
     /// Waits until fewer than `max` permits are out, and takes one. `max` is asked again each time one is given back, and
     /// is never 0.
     pub async fn acquire(&self, max: impl Fn() -> usize) -> Permit {
-        while self.0.out.get() >= max().max(1) {
+        loop {
+            let max = max();
+            assert!(max > 0, "nobody could ever go on");
+            if self.0.out.get() < max {
+                break;
+            }
             self.0.back.listen().await;
         }
         self.0.out.set(self.0.out.get() + 1);
