@@ -324,7 +324,8 @@ impl Owner {
     pub async fn settle(self: &Rc<Self>, task: &Rc<Task>, others: &[Arc<Node>]) -> Result<(), ObjectError> {
         let Some(cluster) = &self.cluster else { return Ok(()) };
         let epoch = cluster.epoch();
-        if task.settled.get() == epoch || (unix_ms() < task.settle_again_ms.get() && task.settling.get() == epoch) {
+        let (settled, until_ms) = task.settled.get();
+        if settled == epoch && unix_ms() < until_ms {
             return Ok(());
         }
         let asked = others.iter().take(HOMES_ASKED_MAX);
@@ -332,7 +333,7 @@ impl Owner {
             let recall = Recall { target: task.target.to_message() };
             (node, cluster.ask(node, &task.target.task, recall).await)
         }));
-        let mut is_settled = true;
+        let mut until_ms = u64::MAX;
         for (node, answer) in answers.await {
             match answer {
                 Ok(Message::Recalled(known)) => self.take_in(task, node, known).await?,
@@ -340,17 +341,11 @@ impl Owner {
                 // What it knows, the others have been told as well, most likely. It is asked again.
                 Err(error) => {
                     tracing::warn!(%error, node = %node.id, "a seed cannot say what it knows");
-                    is_settled = false;
+                    until_ms = unix_ms().saturating_add(milliseconds(SETTLE_AGAIN));
                 }
             }
         }
-        if is_settled {
-            task.settled.set(epoch);
-        } else {
-            let again_ms = milliseconds(SETTLE_AGAIN);
-            task.settle_again_ms.set(unix_ms().saturating_add(again_ms));
-            task.settling.set(epoch);
-        }
+        task.settled.set((epoch, until_ms));
         Ok(())
     }
 

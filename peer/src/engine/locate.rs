@@ -5,7 +5,6 @@
 //! the queue tells it. When no home can be reached, this peer decides alone, as a standalone one does.
 
 use std::rc::Rc;
-use std::sync::Arc;
 
 use dfstore_proto::message::{KnownVersion, Locate, Message, VersionInfo, VersionState};
 use dfstore_proto::object::Source;
@@ -15,39 +14,24 @@ use crate::engine::error::ObjectError;
 use crate::engine::owner::Owner;
 use crate::engine::task::Task;
 use crate::engine::version::{Afar, Version};
-use crate::limits::HOMES_ASKED_MAX;
-use crate::membership::Node;
 use crate::rt::time::unix_ms;
 
 impl Owner {
     /// Asks the home which version is current; true when its answer counted, false when a local change crossed it.
-    pub async fn ask_home(
-        self: &Rc<Self>,
-        task: &Rc<Task>,
-        homes: &[Arc<Node>],
-        no_cache: bool,
-    ) -> Result<bool, ObjectError> {
-        let Some(cluster) = &self.cluster else { return self.ask_backend(task).await };
+    pub async fn ask_home(self: &Rc<Self>, task: &Rc<Task>, no_cache: bool) -> Result<bool, ObjectError> {
         let epoch = task.epoch.get();
-        for home in homes.iter().take(HOMES_ASKED_MAX) {
-            let locate = Locate { target: task.target.to_message(), no_cache, known: known_version(task) };
-            match cluster.ask(home, &task.target.task, locate).await {
-                Ok(Message::Located(info)) => return self.adopt(task, epoch, info).await,
-                Ok(other) => return Err(ObjectError::unexpected(&other)),
-                Err(error) if error.is_unreachable() => {
-                    tracing::debug!(%error, object = %task.target.name, "the home cannot be asked");
+        let locate = || Locate { target: task.target.to_message(), no_cache, known: known_version(task) };
+        match self.ask_homes(task, locate).await {
+            Ok(Some(Message::Located(info))) => return self.adopt(task, epoch, info).await,
+            Ok(Some(other)) => return Err(ObjectError::unexpected(&other)),
+            Ok(None) => {}
+            Err(ObjectError::NotFound(_)) => return self.adopt_absence(task, epoch).await,
+            Err(error) => {
+                if task.current().is_some_and(|version| !version.is_clean() && !version.published.get()) {
+                    // Written here, and the home does not know of it yet.
+                    return Ok(task.epoch.get() == epoch);
                 }
-                Err(error) => {
-                    let error = ObjectError::from_peer(error, &task.target.name);
-                    if matches!(error, ObjectError::NotFound(_)) {
-                        return self.adopt_absence(task, epoch).await;
-                    }
-                    if task.current().is_some_and(|version| !version.is_clean() && !version.published.get()) {
-                        // Written here, and the home does not know of it yet.
-                        return Ok(task.epoch.get() == epoch);
-                    }
-                    return Err(error);
-                }
+                return Err(error);
             }
         }
         if task.current().is_some_and(|version| version.state.get() != TaskState::Clean) {

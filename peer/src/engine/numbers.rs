@@ -26,17 +26,22 @@ pub fn of_found(meta: &ObjectMeta, now_ms: u64) -> Option<u64> {
 
 /// What a version is called in the metadata that the backend keeps with it.
 pub fn written_as(crc32: Option<u32>, generation: u64) -> String {
-    crc32.map_or_else(String::new, |crc32| own_etag(crc32, generation).trim_matches('"').to_owned())
+    crc32.map_or_else(String::new, |crc32| format!("{crc32:08x}-{generation:x}"))
+}
+
+/// Whether what the backend has under this name is a version of ours with a higher number.
+pub fn outranks(written_as: &str, generation: u64) -> bool {
+    of_written(written_as).is_some_and(|number| number > generation)
 }
 
 /// The number of the version that the backend says it has; `None` when it is none of ours.
-pub fn of_written(written_as: &str) -> Option<u64> {
+fn of_written(written_as: &str) -> Option<u64> {
     u64::from_str_radix(written_as.rsplit_once('-')?.1, 16).ok()
 }
 
 /// The entity tag of a version that the backend does not have, which gives it another one.
 pub fn own_etag(crc32: u32, generation: u64) -> String {
-    format!("\"{crc32:08x}-{generation:x}\"")
+    format!("\"{}\"", written_as(Some(crc32), generation))
 }
 
 /// Whether this is the entity tag of the version with this number before the backend had it.

@@ -123,7 +123,7 @@ impl Owner {
         let (owner, asked) = (self.clone(), task.clone());
         let check = async move {
             let result = match place {
-                Place::Away { homes, .. } => owner.ask_home(&asked, &homes, force).await,
+                Place::Away { .. } => owner.ask_home(&asked, force).await,
                 Place::Alone | Place::Home { .. } if owner.leaves_backend_alone(&asked, force) => {
                     asked.check.borrow_mut().take();
                     return Err(ObjectError::BackendUnavailable("it did not answer a moment ago".into()));

@@ -53,7 +53,7 @@ impl Owner {
             }
         }
         if freed == 0 {
-            freed = self.evict_such(bytes, |task, version| Some(task) != spare && version.is_idle_clean()).await;
+            freed = self.evict_such(bytes, spare, Version::is_idle_clean).await;
         }
         freed
     }
@@ -61,14 +61,13 @@ impl Owner {
     /// Evicts clean versions of this shard that nobody reads, here or at another peer, until about `bytes` are free. Gives
     /// the bytes that became free.
     pub async fn evict(self: &Rc<Self>, bytes: u64, spare: Option<&TaskId>) -> u64 {
-        let is_unread = |version: &Version| version.is_clean() && !version.is_read();
-        self.evict_such(bytes, |task, version| Some(task) != spare && is_unread(version)).await
+        self.evict_such(bytes, spare, |version| version.is_clean() && !version.is_read()).await
     }
 
-    async fn evict_such(self: &Rc<Self>, bytes: u64, may_go: impl Fn(&TaskId, &Version) -> bool) -> u64 {
+    async fn evict_such(self: &Rc<Self>, bytes: u64, spare: Option<&TaskId>, may_go: impl Fn(&Version) -> bool) -> u64 {
         let victims = self.eviction.borrow_mut().victims(bytes, |id| {
             let version = self.known(id).and_then(|task| task.current());
-            version.is_some_and(|version| version.stored_count.get() > 0 && may_go(id, &version))
+            Some(id) != spare && version.is_some_and(|version| version.stored_count.get() > 0 && may_go(&version))
         });
         let mut gone = Vec::new();
         for id in victims {

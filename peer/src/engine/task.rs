@@ -43,12 +43,9 @@ pub struct Task {
     pub reserved: Cell<u64>,
     /// When it was promised (Unix ms).
     pub reserved_at_ms: Cell<u64>,
-    /// At the home: the set of seeds (its epoch) whose members have said what they know of this task.
-    pub settled: Cell<u64>,
-    /// At the home: the set of seeds of which some did not say so, and when they are asked again (Unix ms).
-    pub settling: Cell<u64>,
-    /// See `settling`.
-    pub settle_again_ms: Cell<u64>,
+    /// At the home: the set of seeds (its epoch) whose members were asked what they know of this task, and until when
+    /// (Unix ms) that is enough: for good if all of them said it.
+    pub settled: Cell<(u64, u64)>,
     /// At the home: what a peer says it holds, whose number is given again if the backend still has the same.
     pub claimed: RefCell<Option<KnownVersion>>,
     /// At the home: who holds the version with that number, after it was evicted here.
@@ -72,9 +69,7 @@ impl Task {
             known: Cell::new(0),
             reserved: Cell::new(0),
             reserved_at_ms: Cell::new(0),
-            settled: Cell::new(0),
-            settling: Cell::new(0),
-            settle_again_ms: Cell::new(0),
+            settled: Cell::default(),
             claimed: RefCell::new(None),
             evicted: RefCell::new(None),
         })

@@ -4,7 +4,6 @@ use std::rc::Rc;
 
 use dfstore_proto::message::{Message, PieceRuns, Track};
 
-use crate::engine::cluster::Place;
 use crate::engine::download::Download;
 use crate::engine::error::ObjectError;
 use crate::engine::owner::Owner;
@@ -65,15 +64,13 @@ impl Owner {
 
     /// Makes the version known to a home that does not know it, by asking for the current one. True when it is this.
     pub(super) async fn relocate(self: &Rc<Self>, version: &Rc<Version>, download: &Download) -> bool {
-        let (Some(task), Place::Away { homes, .. }) = (self.known(&version.task), self.place(&version.task)) else {
-            return false;
-        };
+        let Some(task) = self.known(&version.task).filter(|_| self.is_away(&version.task)) else { return false };
         let now = since_start();
         if now < download.relocated_at.get() + RELOCATE_PAUSE {
             sleep(RELOCATE_PAUSE).await;
             return task.is_current(version);
         }
         download.relocated_at.set(now);
-        self.ask_home(&task, &homes, false).await.is_ok() && task.is_current(version)
+        self.ask_home(&task, false).await.is_ok() && task.is_current(version)
     }
 }

@@ -143,6 +143,30 @@ impl Owner {
     }
 
     async fn tell_put(self: &Rc<Self>, version: &Rc<Version>, entry: &Rc<Entry>) -> Result<Progress, ObjectError> {
+        let name = &entry.task.target.name;
+        let meta = match self.look_before(version, entry).await? {
+            Before::Same(meta) => meta,
+            Before::Newer => {
+                // Who wrote it knew of this version; here, and where this peer was told of it, that is forgotten.
+                tracing::info!(object = %name, generation = version.generation, "the bucket has a newer version");
+                self.give_way(&entry.task, version).await;
+                return Ok(Progress::Done);
+            }
+            Before::Other => match self.send_version(version, entry).await {
+                Err(_) if !self.may_send(entry) => return Ok(Progress::Waiting),
+                sent => sent?,
+            },
+        };
+        self.become_clean(&entry.task, version, meta).await;
+        tracing::debug!(object = %name, generation = version.generation, "written back");
+        Ok(Progress::Done)
+    }
+
+    async fn send_version(
+        self: &Rc<Self>,
+        version: &Rc<Version>,
+        entry: &Rc<Entry>,
+    ) -> Result<ObjectMeta, ObjectError> {
         if self.cluster.is_some() {
             self.copy_here(version).await?;
         }
@@ -157,42 +181,27 @@ impl Owner {
         if !version.is_whole() {
             return Err(ObjectError::Internal(format!("{} is not whole on disk", outgoing.name)));
         }
-        let meta = match self.look_before(&outgoing, entry).await? {
-            Before::Same(meta) => meta,
-            Before::Newer => {
-                // Who wrote it knew of this version; here, and where this peer was told of it, that is forgotten.
-                tracing::info!(object = %outgoing.name, generation = version.generation, "the bucket has a newer version");
-                self.give_way(&entry.task, version).await;
-                return Ok(Progress::Done);
-            }
-            Before::Other => match self.send(&outgoing, Some(entry)).await {
-                Err(_) if !self.may_send(entry) => return Ok(Progress::Waiting),
-                sent => sent?,
-            },
-        };
-        self.become_clean(&entry.task, version, meta).await;
-        tracing::debug!(object = %outgoing.name, generation = version.generation, "written back");
-        Ok(Progress::Done)
+        self.send(&outgoing, Some(entry)).await
     }
 
     /// What the backend has before a version is sent: an attempt before, or another peer, may have sent it and not seen
     /// the answer; and who was away for long may come with a version that has been replaced since. Only asked where one
     /// of these can be.
-    async fn look_before(&self, outgoing: &Outgoing, entry: &Entry) -> Result<Before, ObjectError> {
-        if !entry.may_be_sent() && !is_late(outgoing.generation) {
+    async fn look_before(&self, version: &Version, entry: &Entry) -> Result<Before, ObjectError> {
+        if !entry.may_be_sent() && !is_late(version.generation) {
             return Ok(Before::Other);
         }
-        let there = match self.context.backend.find(outgoing.name.clone()).await {
+        let there = match self.context.backend.find(entry.task.target.name.clone()).await {
             Ok(there) => there,
             Err(error) if error.is_retryable() => return Err(error.into()),
             // It is not there, or who may write may not look.
             Err(_) => return Ok(Before::Other),
         };
-        let is_same = !there.written_as.is_empty() && there.written_as == outgoing.written_as();
-        let is_newer = numbers::of_written(&there.written_as).is_some_and(|number| number > outgoing.generation);
-        Ok(match there.meta.length == outgoing.meta.length && is_same {
+        let written_as = numbers::written_as(version.crc32, version.generation);
+        let is_same = !written_as.is_empty() && there.written_as == written_as;
+        Ok(match there.meta.length == version.meta.borrow().length && is_same {
             true => Before::Same(there.meta),
-            false if is_newer => Before::Newer,
+            false if numbers::outranks(&there.written_as, version.generation) => Before::Newer,
             false => Before::Other,
         })
     }
@@ -204,7 +213,7 @@ impl Owner {
             return false;
         }
         let there = self.context.backend.find(task.target.name.clone()).await;
-        there.is_ok_and(|there| numbers::of_written(&there.written_as).is_some_and(|number| number > generation))
+        there.is_ok_and(|there| numbers::outranks(&there.written_as, generation))
     }
 
     /// The backend has a version now that it did not have before.

@@ -53,15 +53,10 @@ impl Outgoing {
         PutRequest {
             name: self.name.clone(),
             meta: self.meta.clone(),
-            written_as: self.written_as(),
+            written_as: numbers::written_as(self.crc32, self.generation),
             crc32: self.crc32,
             only_if_absent: false,
         }
-    }
-
-    /// What it is called in the metadata that the backend keeps with it.
-    pub fn written_as(&self) -> String {
-        numbers::written_as(self.crc32, self.generation)
     }
 }
 
