@@ -105,6 +105,22 @@ pub const PARTS_IN_FLIGHT_MAX: usize = 4;
 pub const WRITEBACK_RETRY_DELAY: Duration = Duration::from_millis(500);
 /// See [`WRITEBACK_RETRY_DELAY`].
 pub const WRITEBACK_RETRY_DELAY_MAX: Duration = Duration::from_secs(60);
+/// Failed write-backs that may be tried again in a row while none succeeds, per shard.
+pub const WRITEBACK_RETRIES_KEPT_MAX: usize = 16;
+/// While none succeeds, one more may be tried again after each such time.
+pub const WRITEBACK_RETRY_INTERVAL: Duration = Duration::from_millis(250);
+/// After this many failures in a row a success says that the backend is back.
+pub const WRITEBACK_OUTAGE_FAILURES: u32 = 3;
+/// Looks at the backend in one attempt to write something back: more than two, and others change the object all the time.
+pub const WRITEBACK_LOOKS_MAX: u32 = 4;
+/// An order of a person waits this long for an attempt that runs.
+pub const STEER_WAIT: Duration = Duration::from_secs(10);
+/// Multipart uploads that serve nobody are aborted this many at once, and tried again after this time.
+pub const STRAY_UPLOADS_AT_ONCE_MAX: usize = 4;
+/// See [`STRAY_UPLOADS_AT_ONCE_MAX`].
+pub const STRAY_UPLOAD_RETRY: Duration = Duration::from_secs(30);
+/// An upload that the backend began this close to the time when it was asked for one is that one, if its name was lost.
+pub const STRAY_UPLOAD_WINDOW: Duration = Duration::from_secs(60);
 /// How often the write-back queue looks for entries whose pause is over.
 pub const WRITEBACK_POLL: Duration = Duration::from_millis(500);
 /// How often a shard evicts, trims its tables and reports.

@@ -7,8 +7,10 @@
 pub const VERSION_MIN: u8 = 1;
 /// The version that added the messages between peers. Clients may speak an earlier one, peers may not.
 pub const VERSION_OF_PEERS: u8 = 2;
+/// The version that added the messages about the write-back queue and the check of the disk.
+pub const VERSION_OF_QUEUE: u8 = 3;
 /// Highest version of the messages that this crate speaks.
-pub const VERSION_MAX: u8 = 2;
+pub const VERSION_MAX: u8 = 3;
 
 /// Bytes of the preface that opens a connection.
 pub const PREFACE_BYTES: usize = 8;
@@ -89,7 +91,8 @@ const RUNS_BYTES: usize = 10 * RUNS_MAX;
 /// Upper bound of the text that names an object.
 const TARGET_BYTES: usize = BUCKET_BYTES_MAX + KEY_BYTES_MAX + 2 * QUERY_BYTES_MAX;
 
-const _: () = assert!(VERSION_MIN >= 1 && VERSION_MIN <= VERSION_OF_PEERS && VERSION_OF_PEERS <= VERSION_MAX);
+const _: () = assert!(VERSION_MIN >= 1 && VERSION_MIN <= VERSION_OF_PEERS && VERSION_OF_PEERS < VERSION_OF_QUEUE);
+const _: () = assert!(VERSION_OF_QUEUE <= VERSION_MAX);
 const _: () = assert!(HELLO_BYTES_MAX <= CONTROL_BYTES_MAX);
 // The largest messages there can be fit, so encoding a checked message never fails for its size.
 const _: () = assert!(TOKEN_BYTES_MAX + NAME_BYTES_MAX + OVERHEAD_BYTES <= HELLO_BYTES_MAX as usize);

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use dfstore_proto::ids::TaskId;
 
-use crate::catalog::records::{PartRecord, PieceKey, PieceRecord, TaskRecord, WriteBackRecord};
+use crate::catalog::records::{PartRecord, PieceKey, PieceRecord, TaskRecord, UploadRecord, WriteBackRecord};
 
 /// A record with a version of its encoding.
 pub trait Record: Serialize + for<'de> Deserialize<'de> {
@@ -28,6 +28,11 @@ impl Record for PieceRecord {
     const VERSION: u8 = 1;
 }
 impl Record for WriteBackRecord {
+    const VERSION: u8 = 2;
+    /// Version 1 did not say what was replaced: an empty tag.
+    const EARLIER: &[(u8, &[u8])] = &[(1, &[0])];
+}
+impl Record for UploadRecord {
     const VERSION: u8 = 1;
 }
 impl Record for PartRecord {
@@ -94,6 +99,14 @@ pub fn part_key(task: &TaskId, number: u32) -> [u8; 36] {
     bytes
 }
 
+/// Key of a multipart upload: task, number.
+pub fn upload_key(task: &TaskId, number: u64) -> [u8; 40] {
+    let mut bytes = [0; 40];
+    bytes[..32].copy_from_slice(task.as_bytes());
+    bytes[32..].copy_from_slice(&number.to_be_bytes());
+    bytes
+}
+
 /// The task that a key starts with, and the rest of the key.
 fn split_key(key: &[u8]) -> Result<(TaskId, &[u8]), Damaged> {
     let (task, rest) = key.split_first_chunk::<32>().ok_or(Damaged)?;
@@ -120,4 +133,10 @@ pub fn decode_piece_key(key: &[u8]) -> Result<PieceKey, Damaged> {
 pub fn decode_part_key(key: &[u8]) -> Result<(TaskId, u32), Damaged> {
     let (task, number) = split_key(key)?;
     Ok((task, u32::from_be_bytes(number.try_into().map_err(|_| Damaged)?)))
+}
+
+/// Reads what [`upload_key`] made.
+pub fn decode_upload_key(key: &[u8]) -> Result<(TaskId, u64), Damaged> {
+    let (task, number) = split_key(key)?;
+    Ok((task, u64::from_be_bytes(number.try_into().map_err(|_| Damaged)?)))
 }

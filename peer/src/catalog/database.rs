@@ -28,6 +28,7 @@ const TASKS: Definition = TableDefinition::new("tasks");
 const PIECES: Definition = TableDefinition::new("pieces");
 const WRITEBACKS: Definition = TableDefinition::new("writeback");
 const PARTS: Definition = TableDefinition::new("parts");
+const UPLOADS: Definition = TableDefinition::new("uploads");
 
 const META_FORMAT: &[u8] = b"format";
 const META_STORE_ID: &[u8] = b"store-id";
@@ -105,7 +106,12 @@ impl Database {
         let mut loaded = Loaded::default();
         let mut damaged = Vec::new();
         let mut scan = |definition: Definition, read: ReadEntry<'_>| {
-            for entry in transaction.open_table(definition)?.iter()? {
+            let table = match transaction.open_table(definition) {
+                // Made by a program that did not know this table yet.
+                Err(redb::TableError::TableDoesNotExist(_)) => return Ok(()),
+                table => table?,
+            };
+            for entry in table.iter()? {
                 let (key, value) = entry?;
                 if read(key.value(), value.value()).is_err() {
                     damaged.push((definition, key.value().to_vec()));
@@ -128,6 +134,11 @@ impl Database {
         scan(PARTS, &mut |key, value| {
             let (task, number) = codec::decode_part_key(key)?;
             loaded.parts.push((task, number, codec::decode(key, value)?));
+            Ok(())
+        })?;
+        scan(UPLOADS, &mut |key, value| {
+            let (task, number) = codec::decode_upload_key(key)?;
+            loaded.uploads.push((task, number, codec::decode(key, value)?));
             Ok(())
         })?;
         loaded.damaged = damaged.len() as u64;
@@ -175,6 +186,7 @@ struct Tables<'t> {
     pieces: Open<'t>,
     writebacks: Open<'t>,
     parts: Open<'t>,
+    uploads: Open<'t>,
 }
 
 impl<'t> Tables<'t> {
@@ -184,6 +196,7 @@ impl<'t> Tables<'t> {
             pieces: transaction.open_table(PIECES)?,
             writebacks: transaction.open_table(WRITEBACKS)?,
             parts: transaction.open_table(PARTS)?,
+            uploads: transaction.open_table(UPLOADS)?,
         })
     }
 
@@ -203,6 +216,12 @@ impl<'t> Tables<'t> {
             }
             Change::PutPart { task, number, record } => put(&mut self.parts, &codec::part_key(task, *number), record),
             Change::RemoveParts { task } => self.remove_parts(task),
+            Change::PutUpload { task, number, record } => {
+                put(&mut self.uploads, &codec::upload_key(task, *number), record)
+            }
+            Change::RemoveUpload { task, number } => {
+                self.uploads.remove(codec::upload_key(task, *number).as_slice()).map(drop)
+            }
         }
     }
 

@@ -29,8 +29,8 @@ use std::time::Duration;
 
 pub use database::{CATALOG_FILE, FORMAT_VERSION};
 pub use records::{
-    Change, Loaded, PartRecord, PieceKey, PieceRecord, PieceSet, TaskRecord, TaskState, UploadStarted, WriteBackKind,
-    WriteBackRecord,
+    Change, Loaded, PartRecord, PieceKey, PieceRecord, PieceSet, TaskRecord, TaskState, UploadRecord, UploadStarted,
+    WriteBackKind, WriteBackRecord,
 };
 
 use crate::catalog::database::Database;

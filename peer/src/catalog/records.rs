@@ -98,6 +98,8 @@ pub struct WriteBackRecord {
     pub dead: bool,
     /// The multipart upload that was started for it.
     pub upload: Option<UploadStarted>,
+    /// Entity tag of what the backend had when the version was written, as far as was known; else empty.
+    pub replaced_etag: String,
 }
 
 /// A multipart upload in progress. Its finished parts are records of their own.
@@ -107,6 +109,18 @@ pub struct UploadStarted {
     pub upload_id: String,
     /// Size of its parts but the last.
     pub part_bytes: u64,
+}
+
+/// A multipart upload that the backend may know, kept until it is completed or aborted: nothing of ours is left lying
+/// there.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UploadRecord {
+    /// The object that it would make.
+    pub name: ObjectName,
+    /// The backend's name for it; empty while its answer is not here.
+    pub upload_id: String,
+    /// When the backend was asked for it, in milliseconds since the Unix epoch.
+    pub asked_at_ms: u64,
 }
 
 /// A part that the backend has.
@@ -184,6 +198,22 @@ pub enum Change {
         /// The task.
         task: TaskId,
     },
+    /// Sets the record of a multipart upload.
+    PutUpload {
+        /// The task.
+        task: TaskId,
+        /// Tells the uploads of a task apart.
+        number: u64,
+        /// Its record.
+        record: UploadRecord,
+    },
+    /// Removes the record of a multipart upload.
+    RemoveUpload {
+        /// The task.
+        task: TaskId,
+        /// Which of its uploads.
+        number: u64,
+    },
 }
 
 /// Everything the catalog holds, as read at start; each list is in the order of its keys.
@@ -199,6 +229,8 @@ pub struct Loaded {
     pub writebacks: Vec<(TaskId, WriteBackRecord)>,
     /// Parts of multipart uploads, with their numbers.
     pub parts: Vec<(TaskId, u32, PartRecord)>,
+    /// Multipart uploads that the backend may know, with their numbers.
+    pub uploads: Vec<(TaskId, u64, UploadRecord)>,
     /// Records that were damaged and have been removed.
     pub damaged: u64,
 }

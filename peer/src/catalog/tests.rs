@@ -81,6 +81,7 @@ fn writeback(sequence: u64) -> WriteBackRecord {
         last_error: "503".to_owned(),
         dead: false,
         upload,
+        replaced_etag: "\"r\"".to_owned(),
     }
 }
 

@@ -39,8 +39,8 @@ use crate::limits::CONFIG_BYTES_MAX;
 pub use backend_config::BackendConfigError;
 pub use memory::MemoryPlan;
 pub use options::{
-    BackendDescription, BackendOptions, ClusterOptions, Credentials, Freshness, FreshnessPolicy, GossipOptions,
-    HttpOptions, LogFormat, LogOptions, MetricsOptions, PeerListen, Provider, StoreOptions,
+    BackendDescription, BackendOptions, ClusterOptions, ConflictPolicy, Credentials, Freshness, GossipOptions,
+    HttpOptions, LogFormat, LogOptions, MetricsOptions, PeerListen, PerBucket, Provider, StoreOptions,
 };
 pub use overrides::Overrides;
 pub use report::{ConfigError, Problem};
@@ -64,7 +64,9 @@ pub struct Config {
     /// The cluster; `None` for a standalone peer.
     pub cluster: Option<ClusterOptions>,
     /// When a cached version is checked.
-    pub freshness: FreshnessPolicy,
+    pub freshness: PerBucket<Freshness>,
+    /// What becomes of a pending write when others change the object in the backend.
+    pub conflict: PerBucket<ConflictPolicy>,
     /// Shares of the memory budget.
     pub memory: MemoryPlan,
     /// Metrics listener.
@@ -120,6 +122,7 @@ impl Config {
             backend: object_storage.backend,
             cluster: cluster.options,
             freshness: object_storage.freshness,
+            conflict: object_storage.conflict,
             memory: process.memory,
             metrics: process.metrics,
             log: process.log,

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
 use std::ops::RangeInclusive;
 
-use super::options::{BackendOptions, Credentials, Freshness, FreshnessPolicy, HttpOptions, Provider};
+use super::options::{BackendOptions, ConflictPolicy, Credentials, Freshness, HttpOptions, PerBucket, Provider};
 use super::report::Report;
 use super::secret::Secret;
 use super::section::{Field, Section};
@@ -22,7 +22,8 @@ pub(super) struct ObjectStorage {
     pub(super) http: HttpOptions,
     /// `None` where the file names no backend.
     pub(super) backend: Option<BackendOptions>,
-    pub(super) freshness: FreshnessPolicy,
+    pub(super) freshness: PerBucket<Freshness>,
+    pub(super) conflict: PerBucket<ConflictPolicy>,
 }
 
 /// Reads the section. `None` when something in it is wrong, which the report then says. With `asks_managers` a backend
@@ -36,7 +37,7 @@ pub(super) fn read(report: &mut Report, root: &mut Section<'_>, asks_managers: b
     };
     enable(report, &mut section);
     let backend = read_backend(report, &mut section, asks_managers);
-    let freshness = read_freshness(report, &mut section);
+    let (freshness, conflict) = read_rules(report, &mut section);
     let filter = section.value(report, "filter", units::text).unwrap_or_else(|| FILTER_DEFAULT.to_owned());
     let replicas = section.value(report, "maxReplicas", |text| units::number(text, &(1..=REPLICAS_MAX)));
     security(report, &mut section);
@@ -49,7 +50,7 @@ pub(super) fn read(report: &mut Report, root: &mut Section<'_>, asks_managers: b
         filter: filter.split('&').filter(|name| !name.is_empty()).map(str::to_owned).collect(),
         replicas_default: replicas.unwrap_or(REPLICAS_DEFAULT),
     };
-    Some(ObjectStorage { http, backend, freshness })
+    Some(ObjectStorage { http, backend, freshness, conflict })
 }
 
 fn enable(report: &mut Report, section: &mut Section<'_>) {
@@ -167,9 +168,13 @@ pub(super) fn endpoint_url(text: &str) -> Result<String, String> {
     Ok(url.trim_end_matches('/').to_owned())
 }
 
-fn read_freshness(report: &mut Report, section: &mut Section<'_>) -> FreshnessPolicy {
+/// The rules for all buckets, and the exceptions.
+fn read_rules(report: &mut Report, section: &mut Section<'_>) -> (PerBucket<Freshness>, PerBucket<ConflictPolicy>) {
     let default = section.get(report, "freshness").and_then(|field| freshness(report, &field));
-    let mut buckets = BTreeMap::new();
+    let default = default.unwrap_or(Freshness::Ttl(FRESHNESS_TTL_DEFAULT));
+    let mut fresh = PerBucket { default, buckets: BTreeMap::new() };
+    let default = section.value(report, "conflict", conflict).unwrap_or_default();
+    let mut conflicts = PerBucket { default, buckets: BTreeMap::new() };
     let named = section.get(report, "buckets").map(|field| field.named(report)).unwrap_or_default();
     for (entry, field) in named {
         if entry.key.is_empty() || entry.key.len() > BUCKET_BYTES_MAX || entry.key.contains('/') {
@@ -177,14 +182,20 @@ fn read_freshness(report: &mut Report, section: &mut Section<'_>) -> FreshnessPo
         }
         let Some(mut bucket) = field.section(report) else { continue };
         let rule = bucket.get(report, "freshness").and_then(|field| freshness(report, &field));
-        if let Some(rule) = rule
-            && buckets.insert(entry.key.clone(), rule).is_some()
-        {
+        let twice = rule.is_some_and(|rule| fresh.buckets.insert(entry.key.clone(), rule).is_some());
+        let rule = bucket.value(report, "conflict", conflict);
+        if rule.is_some_and(|rule| conflicts.buckets.insert(entry.key.clone(), rule).is_some()) || twice {
             report.problem(&entry.place, format!("bucket {:?} is given twice", entry.key));
         }
         bucket.done(report);
     }
-    FreshnessPolicy { default: default.unwrap_or(Freshness::Ttl(FRESHNESS_TTL_DEFAULT)), buckets }
+    (fresh, conflicts)
+}
+
+fn conflict(text: &str) -> Result<ConflictPolicy, String> {
+    let named = [ConflictPolicy::Overwrite, ConflictPolicy::Fail, ConflictPolicy::KeepBoth];
+    let found = named.into_iter().find(|policy| text.eq_ignore_ascii_case(&policy.to_string()));
+    found.ok_or_else(|| "expected overwrite, fail or keep-both".to_owned())
 }
 
 fn freshness(report: &mut Report, field: &Field<'_>) -> Option<Freshness> {

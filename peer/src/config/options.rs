@@ -198,18 +198,30 @@ pub enum Freshness {
     Always,
 }
 
-/// Freshness by bucket.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct FreshnessPolicy {
-    /// For buckets without an entry.
-    pub default: Freshness,
-    /// Entries by bucket name.
-    pub buckets: BTreeMap<String, Freshness>,
+/// What becomes of a write that waits for the backend while others change the object there.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ConflictPolicy {
+    /// It replaces what others wrote.
+    #[default]
+    Overwrite,
+    /// It is set aside as a dead letter: a person decides.
+    Fail,
+    /// It goes to the backend under a key of its own beside the other one.
+    KeepBoth,
 }
 
-impl FreshnessPolicy {
+/// A rule by bucket.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PerBucket<R> {
+    /// For buckets without an entry.
+    pub default: R,
+    /// Entries by bucket name.
+    pub buckets: BTreeMap<String, R>,
+}
+
+impl<R: Copy> PerBucket<R> {
     /// The rule for this bucket.
-    pub fn for_bucket(&self, bucket: &str) -> Freshness {
+    pub fn for_bucket(&self, bucket: &str) -> R {
         self.buckets.get(bucket).copied().unwrap_or(self.default)
     }
 }

@@ -1,11 +1,12 @@
 //! The configuration as `--check` prints it: every value that is in force, defaults included, secrets left out.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::net::IpAddr;
 use std::ops::RangeInclusive;
 
 use super::units::show_size;
-use super::{BackendOptions, ClusterOptions, Config, Freshness, LogFormat};
+use super::{BackendOptions, ClusterOptions, Config, ConflictPolicy, Freshness, LogFormat};
 
 impl fmt::Display for Freshness {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -14,6 +15,16 @@ impl fmt::Display for Freshness {
             Freshness::Always => f.write_str("always"),
             Freshness::Ttl(ttl) => write!(f, "{{ ttl: {}ms }}", ttl.as_millis()),
         }
+    }
+}
+
+impl fmt::Display for ConflictPolicy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            ConflictPolicy::Overwrite => "overwrite",
+            ConflictPolicy::Fail => "fail",
+            ConflictPolicy::KeepBoth => "keep-both",
+        })
     }
 }
 
@@ -54,11 +65,14 @@ fn show_object_storage(config: &Config, f: &mut fmt::Formatter<'_>) -> fmt::Resu
     writeln!(f, "  tcpListen:\n    listen: \"{}\"", http.listen)?;
     writeln!(f, "    port: {}", show_ports(&http.ports))?;
     writeln!(f, "  freshness: {}", config.freshness.default)?;
-    if !config.freshness.buckets.is_empty() {
+    writeln!(f, "  conflict: {}", config.conflict.default)?;
+    let named: BTreeSet<&String> = config.freshness.buckets.keys().chain(config.conflict.buckets.keys()).collect();
+    if !named.is_empty() {
         writeln!(f, "  buckets:")?;
     }
-    for (bucket, rule) in &config.freshness.buckets {
-        writeln!(f, "    {bucket:?}: {{ freshness: {rule} }}")?;
+    for bucket in named {
+        let (fresh, conflict) = (config.freshness.for_bucket(bucket), config.conflict.for_bucket(bucket));
+        writeln!(f, "    {bucket:?}: {{ freshness: {fresh}, conflict: {conflict} }}")?;
     }
     Ok(())
 }

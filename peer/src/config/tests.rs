@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::{Config, Freshness, LogFormat, Overrides, Provider};
+use super::{Config, ConflictPolicy, Freshness, LogFormat, Overrides, Provider};
 
 const STANDALONE: &str = "\
 objectStorage:
@@ -219,6 +219,18 @@ fn freshness_is_a_rule_per_bucket() {
     refused(with("freshness: { ttl: 0s }", ""), "longer than 0");
     refused(with("freshness: { tll: 1s }", ""), "did you mean \"ttl\"?");
     refused(with("buckets: { b: { fresh: always } }", ""), "unknown key \"objectStorage.buckets.b.fresh\"");
+}
+
+#[test]
+fn conflicts_have_a_rule_per_bucket() {
+    let policy = with("buckets:\n  both: { conflict: keep-both }\n  plain: { freshness: always }", "").expect("valid");
+    let (all, shown) = (policy.conflict.clone(), policy.to_string());
+    assert_eq!(all.default, ConflictPolicy::Overwrite);
+    assert_eq!(all.for_bucket("both"), ConflictPolicy::KeepBoth);
+    assert!(shown.contains("\"plain\": { freshness: always, conflict: overwrite }"), "{shown}");
+    assert_eq!(with("conflict: Fail", "").expect("valid").conflict.for_bucket("any"), ConflictPolicy::Fail);
+    refused(with("conflict: merge", ""), "expected overwrite, fail or keep-both");
+    refused(with("buckets: { b: { conflict: 1 } }", ""), "expected overwrite, fail or keep-both");
 }
 
 #[test]

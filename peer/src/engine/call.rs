@@ -6,11 +6,13 @@
 use std::sync::Arc;
 
 use dfstore_proto::ids::TaskId;
-use dfstore_proto::message::Message;
+use dfstore_proto::message::{self, Message};
 use dfstore_proto::object::{PieceRun, Source};
 
 use crate::engine::error::ObjectError;
-use crate::engine::request::{CommitRequest, DeleteDone, ListEntry, PutDone, PutRequest, Stat, Target};
+use crate::engine::request::{
+    CommitRequest, DeleteDone, ListEntry, Order, PutDone, PutRequest, QueueRequest, Stat, Target,
+};
 use crate::membership::Members;
 use crate::rt::arena::Slot;
 use crate::rt::mailbox::oneshot;
@@ -195,6 +197,10 @@ pub enum TaskCall {
     Where { target: Target, reply: Reply<Option<Held>> },
     /// Bring all of an object here; the answer is how many bytes came.
     Prefetch { target: Target, reply: Reply<u64> },
+    /// Entries of the write-back queue.
+    Queued { request: QueueRequest, reply: Reply<Vec<message::QueueEntry>> },
+    /// What a person wants of such an entry.
+    Steer { target: Target, order: Order, reply: Reply<()> },
     /// Forget what is cached of an object; the answer is how many bytes became free.
     Drop { target: Target, reply: Reply<u64> },
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use crate::background::BackgroundHandle;
 use crate::catalog::CatalogHandle;
-use crate::config::options::FreshnessPolicy;
+use crate::config::options::{ConflictPolicy, Freshness, PerBucket};
 use crate::engine::call::ShardMessage;
 use crate::metrics::Metrics;
 use crate::rt::arena::Arena;
@@ -31,7 +31,9 @@ pub struct Context {
     /// What the process says about its own state.
     pub health: Health,
     /// How long a clean version counts as fresh.
-    pub freshness: FreshnessPolicy,
+    pub freshness: PerBucket<Freshness>,
+    /// What becomes of a pending write when others change the object in the backend.
+    pub conflict: PerBucket<ConflictPolicy>,
     /// Bytes that may not be evicted.
     pub dirty: DirtyBudget,
     /// The mailbox of each shard.

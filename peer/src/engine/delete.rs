@@ -10,7 +10,6 @@ use crate::engine::error::ObjectError;
 use crate::engine::owner::Owner;
 use crate::engine::request::{DeleteDone, Target};
 use crate::engine::version::Version;
-use crate::engine::writeback::new_record;
 use crate::limits::DELETE_WAIT;
 use crate::rt::time::{timeout, unix_ms};
 use dfstore_proto::object::ObjectMeta;
@@ -34,7 +33,7 @@ impl Owner {
             let now_ms = unix_ms();
             let generation = self.next_number(&task, now_ms);
             let tombstone = Version::new(target.task, generation, ObjectMeta::default(), TaskState::Deleted, None);
-            let record = new_record(WriteBackKind::Delete, generation, now_ms);
+            let record = self.new_entry(&task, WriteBackKind::Delete, generation);
             self.record_replacement(&task, &tombstone, Some(&record)).await?;
             let tombstone = Rc::new(tombstone);
             self.publish_new(&task, tombstone.clone(), Some(record));

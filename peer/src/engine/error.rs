@@ -32,6 +32,9 @@ pub enum ObjectError {
     /// A condition of the request does not hold.
     #[error("the object does not meet the condition of the request")]
     PreconditionFailed,
+    /// Something else is in the way.
+    #[error("{0}")]
+    Conflict(String),
     /// The object changed while it was read; reading again gives the new version.
     #[error("{0} changed while it was read; try again")]
     VersionChanged(String),
@@ -112,6 +115,7 @@ impl ObjectError {
             ErrorCode::AccessDenied => ObjectError::AccessDenied(reply.message),
             ErrorCode::InvalidArgument => ObjectError::InvalidArgument(reply.message),
             ErrorCode::PreconditionFailed => ObjectError::PreconditionFailed,
+            ErrorCode::Conflict => ObjectError::Conflict(reply.message),
             ErrorCode::NoSpace | ErrorCode::TooLarge => ObjectError::NoSpace(reply.message),
             ErrorCode::VersionChanged => ObjectError::VersionChanged(name.to_string()),
             ErrorCode::Busy => ObjectError::Busy { reason: reply.message, retry_after },

@@ -25,7 +25,6 @@ use crate::engine::owner::Owner;
 use crate::engine::request::Target;
 use crate::engine::task::Task;
 use crate::engine::version::Version;
-use crate::engine::writeback::new_record;
 use crate::limits::{HOME_AHEAD_PIECES, HOMES_ASKED_MAX, REPLICAS_WAIT, SETTLE_AGAIN};
 use crate::membership::Node;
 use crate::rt::time::{milliseconds, since_start, timeout, unix_ms};
@@ -254,7 +253,7 @@ impl Owner {
         };
         version.replicas.set(record.replicas);
         version.published.set(true);
-        let queued = queued.map(|kind| new_record(kind, record.generation, unix_ms()));
+        let queued = queued.map(|kind| self.new_entry(task, kind, record.generation));
         if state != TaskState::Clean {
             self.record_replacement(task, &version, queued.as_ref()).await?;
             version.dirty.replace(Some(self.context.dirty.hold()));
@@ -297,7 +296,7 @@ impl Owner {
         record: &VersionRecord,
         state: TaskState,
     ) -> Result<(), ObjectError> {
-        let queued = (state == TaskState::Dirty).then(|| new_record(WriteBackKind::Put, record.generation, unix_ms()));
+        let queued = (state == TaskState::Dirty).then(|| self.new_entry(task, WriteBackKind::Put, record.generation));
         // From here on it is not evicted.
         version.state.set(state);
         version.replicas.set(record.replicas);

@@ -56,19 +56,21 @@ pub use cluster::Cluster;
 pub use context::{Context, DirtyBudget};
 pub use error::ObjectError;
 pub use reader::{Chunk, PeerPiece, PieceStream, Reader};
-pub use start::{Inventory, TaskInventory};
+pub use start::{Inventory, ShardInventory};
 pub use upload::Upload;
 
 use std::rc::Rc;
 use std::sync::Arc;
 
 use dfstore_proto::ids::{ObjectName, TaskId};
-use dfstore_proto::message::Message;
+use dfstore_proto::message::{Message, QueueEntry};
 
 use crate::config::options::BackendDescription;
 use crate::engine::call::{Held, PendingEntry, PieceAnswer, Reply, ShardMessage, TaskCall, Wanted, WrittenPiece};
 use crate::engine::owner::Owner;
-use crate::engine::request::{CommitRequest, DeleteDone, ListPage, ListRequest, PutRequest, Stat, Target};
+use crate::engine::request::{
+    CommitRequest, DeleteDone, ListPage, ListRequest, Order, PutRequest, QueueRequest, Stat, Target,
+};
 use crate::membership::{Members, Node, NodeState};
 use crate::metrics::Metrics;
 use crate::rt::arena::{Arena, Slot};
@@ -203,6 +205,34 @@ impl Engine {
         marker: &str,
     ) -> Result<Vec<PendingEntry>, ObjectError> {
         list::pending_here(self, bucket, prefix, marker, true).await
+    }
+
+    /// A page of the write-back queue of this peer, by name, and whether there is more.
+    pub async fn queued(&self, request: QueueRequest) -> Result<(Vec<QueueEntry>, bool), ObjectError> {
+        let mut found = Vec::new();
+        for shard in 0..self.0.context.shards.len() {
+            if shard == self.shard() {
+                found.extend(self.0.queued(&request));
+            } else {
+                let request = request.clone();
+                found.extend(self.shard_at(shard).ask(|reply| TaskCall::Queued { request, reply }).await?);
+            }
+        }
+        found.sort_unstable_by(|left, right| (&left.bucket, &left.key).cmp(&(&right.bucket, &right.key)));
+        let has_more = found.len() > request.limit;
+        found.truncate(request.limit);
+        Ok((found, has_more))
+    }
+
+    /// Does what a person wants of an entry of the write-back queue.
+    pub async fn steer(&self, target: &Target, order: Order) -> Result<(), ObjectError> {
+        match self.remote(&target.task) {
+            None => self.0.steer(target, order).await,
+            Some(shard) => {
+                let target = target.clone();
+                shard.ask(|reply| TaskCall::Steer { target, order, reply }).await
+            }
+        }
     }
 
     /// What this peer itself holds of an object.

@@ -34,6 +34,11 @@ pub fn outranks(written_as: &str, generation: u64) -> bool {
     of_written(written_as).is_some_and(|number| number > generation)
 }
 
+/// Whether what the backend has under this name is a version of ours.
+pub fn is_written_by_us(written_as: &str) -> bool {
+    of_written(written_as).is_some()
+}
+
 /// The number of the version that the backend says it has; `None` when it is none of ours.
 fn of_written(written_as: &str) -> Option<u64> {
     u64::from_str_radix(written_as.rsplit_once('-')?.1, 16).ok()

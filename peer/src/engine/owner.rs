@@ -20,7 +20,7 @@ use crate::engine::request::{ListEntry, Target};
 use crate::engine::rogues::Rogues;
 use crate::engine::task::Task;
 use crate::engine::version::Version;
-use crate::engine::writeback::Queue;
+use crate::engine::writeback::{Queue, Strays};
 use crate::limits::{PENDING_ENTRIES_MAX, TASKS_PER_SHARD_MAX};
 use crate::metrics::ShardMetrics;
 use crate::rt::permits::Permits;
@@ -53,6 +53,8 @@ pub struct Owner {
     pub eviction: RefCell<Evictor>,
     /// What waits to be written to the backend.
     pub queue: Queue,
+    /// Multipart uploads that the backend may know.
+    pub strays: Strays,
     /// The other peers, if there are any.
     pub cluster: Option<Cluster>,
     /// Deletions that are done.
@@ -205,6 +207,10 @@ impl Owner {
             TaskCall::Where { target, reply } => drop(reply.send(Ok(owner.held(&target)))),
             TaskCall::Prefetch { target, reply } => {
                 spawn_local(async move { drop(reply.send(owner.prefetch(&target).await)) })
+            }
+            TaskCall::Queued { request, reply } => drop(reply.send(Ok(owner.queued(&request)))),
+            TaskCall::Steer { target, order, reply } => {
+                spawn_local(async move { drop(reply.send(owner.steer(&target, order).await)) })
             }
             TaskCall::Drop { target, reply } => {
                 spawn_local(async move { drop(reply.send(Ok(owner.drop_cached(&target).await))) })

@@ -22,9 +22,10 @@ use crate::engine::owner::Owner;
 use crate::engine::request::{CommitRequest, PutDone, PutRequest, piece_count, piece_length};
 use crate::engine::task::Task;
 use crate::engine::version::{StoredPiece, Version};
-use crate::engine::writeback::{Outgoing, new_record};
+use crate::engine::writeback::Outgoing;
 use crate::limits::{ADMISSION_POLL, ADMISSION_TIMEOUT, OBJECT_BYTES_MAX, PIECE_BYTES, UPLOADS_PER_SHARD_MAX};
 use crate::rt::time::{sleep, unix_ms};
+use crate::sidecar::backend::WriteCondition;
 
 /// An upload in progress.
 pub struct UploadState {
@@ -205,15 +206,17 @@ impl Owner {
         }
         let _backend = task.backend_lock.lock().await;
         let outgoing = Outgoing {
+            task: task.target.task,
             name: upload.request.target.name.clone(),
             meta,
             // Its own number comes later, and is above this one.
             generation: self.next_number(task, unix_ms()),
             crc32: Some(written.crc32),
-            pieces: written.pieces.clone(),
+            pieces: (0..).zip(written.pieces.iter().cloned()).collect(),
+            condition: WriteCondition::Always,
             damaged: Rc::default(),
         };
-        let meta = self.send(&outgoing, None).await.inspect_err(|_| written.give_back())?;
+        let meta = self.send(&outgoing).await.inspect_err(|_| written.give_back())?;
         let generation = self.reserve(task).await.inspect_err(|_| written.give_back())?;
         let mut done = self.install(task, meta, TaskState::Clean, upload, written, generation).await?;
         if let Some(version) = task.current().filter(|version| version.generation == generation) {
@@ -250,7 +253,7 @@ impl Owner {
             return Ok(self.put_done(&version));
         }
         written.store_into(&version);
-        let queued = (state == TaskState::Dirty).then(|| new_record(WriteBackKind::Put, generation, now_ms));
+        let queued = (state == TaskState::Dirty).then(|| self.new_entry(task, WriteBackKind::Put, generation));
         self.record_replacement(task, &version, queued.as_ref()).await?;
         if state != TaskState::Clean {
             // The upload's own hold ends with it: for a moment both count, never neither.

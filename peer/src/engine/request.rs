@@ -3,7 +3,7 @@
 pub use crate::sidecar::backend::{ListEntry, ListPage, ListRequest};
 
 use dfstore_proto::ids::{ObjectName, TaskId};
-use dfstore_proto::message::{self, VersionInfo, VersionState};
+use dfstore_proto::message::{self, SteerOrder, VersionInfo, VersionState};
 use dfstore_proto::object::{ObjectMeta, Source, WriteMode};
 
 /// An object as a request names it.
@@ -153,4 +153,30 @@ pub enum DeleteDone {
     Deleted,
     /// Gone for every client of this peer, durably; the backend could not be reached and is told later.
     Pending,
+}
+
+/// Which entries of the write-back queue to show.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct QueueRequest {
+    /// Which bucket; empty for all.
+    pub bucket: String,
+    /// Only keys that begin like this.
+    pub prefix: String,
+    /// Only those after this one.
+    pub after: Option<ObjectName>,
+    /// Most entries.
+    pub limit: usize,
+    /// Only dead letters.
+    pub dead_only: bool,
+}
+
+/// What a person wants of an entry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Order {
+    /// What becomes of it.
+    pub order: SteerOrder,
+    /// See [`Steer`](dfstore_proto::message::Steer).
+    pub force: bool,
+    /// Another peer passes the order on: it is not sent further.
+    pub by_peer: bool,
 }

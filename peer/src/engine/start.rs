@@ -12,7 +12,8 @@ use std::rc::Rc;
 use dfstore_proto::ids::TaskId;
 
 use crate::catalog::{
-    Change, Loaded, PartRecord, PieceKey, PieceRecord, PieceSet, TaskRecord, TaskState, WriteBackKind, WriteBackRecord,
+    Change, Loaded, PartRecord, PieceKey, PieceRecord, PieceSet, TaskRecord, TaskState, UploadRecord, WriteBackKind,
+    WriteBackRecord,
 };
 use crate::engine::Engine;
 use crate::engine::cluster::Cluster;
@@ -21,11 +22,11 @@ use crate::engine::owner::Owner;
 use crate::engine::request::Target;
 use crate::engine::task::Task;
 use crate::engine::version::{StoredPiece, Version};
-use crate::engine::writeback::{Queue, new_record};
+use crate::engine::writeback::{Queue, Strays, new_record};
 use crate::limits::HOUSEKEEPING_PERIOD;
 use crate::metrics::{CacheSize, WriteBackState};
 use crate::rt::permits::Permits;
-use crate::rt::time::{sleep, unix_ms};
+use crate::rt::time::sleep;
 use crate::store::evict::{Evictor, Watermarks};
 use crate::store::recover::{Belongs, Found, recover};
 use crate::store::{Lease, StoreSeed};
@@ -39,10 +40,19 @@ pub struct TaskInventory {
     parts: BTreeMap<u32, PartRecord>,
 }
 
+/// What the catalog holds of one shard.
+#[derive(Default)]
+pub struct ShardInventory {
+    /// Its tasks.
+    pub tasks: Vec<TaskInventory>,
+    /// Multipart uploads that the backend may know, with their numbers.
+    pub uploads: Vec<(TaskId, u64, UploadRecord)>,
+}
+
 /// What the catalog holds, dealt out to the shards.
 pub struct Inventory {
-    /// For each shard its tasks.
-    pub shards: Vec<Vec<TaskInventory>>,
+    /// For each shard its part.
+    pub shards: Vec<ShardInventory>,
     /// The removal of records that are of no use any more: to be committed before anything else.
     pub cleanup: Vec<Change>,
 }
@@ -62,7 +72,7 @@ impl Inventory {
         for (task, number, record) in loaded.parts {
             parts.entry(task).or_default().insert(number, record);
         }
-        let mut dealt: Vec<Vec<TaskInventory>> = (0..shards).map(|_| Vec::new()).collect();
+        let mut dealt: Vec<ShardInventory> = (0..shards).map(|_| ShardInventory::default()).collect();
         for (task, record) in loaded.tasks {
             let inventory = TaskInventory {
                 task,
@@ -71,7 +81,10 @@ impl Inventory {
                 parts: parts.remove(&task).unwrap_or_default(),
                 record,
             };
-            dealt[task.owner(shards)].push(inventory);
+            dealt[task.owner(shards)].tasks.push(inventory);
+        }
+        for (task, number, record) in loaded.uploads {
+            dealt[task.owner(shards)].uploads.push((task, number, record));
         }
         cleanup.extend(writebacks.into_keys().map(|task| Change::RemoveWriteBack { task }));
         Inventory { shards: dealt, cleanup }
@@ -116,7 +129,7 @@ impl Engine {
         context: Context,
         seed: &StoreSeed,
         watermarks: Watermarks,
-        tasks: Vec<TaskInventory>,
+        inventory: ShardInventory,
         cluster: Option<Cluster>,
     ) -> Engine {
         let owner = Owner {
@@ -131,6 +144,7 @@ impl Engine {
             watermarks,
             eviction: RefCell::new(Evictor::default()),
             queue: Queue::default(),
+            strays: Strays::default(),
             cluster,
             graves: RefCell::default(),
             rogues: RefCell::default(),
@@ -138,8 +152,11 @@ impl Engine {
             repaired_up_to: Cell::new(TaskId::from_bytes([0; 32])),
         };
         let owner = Rc::new(owner);
-        for inventory in tasks {
-            owner.restore(inventory);
+        for task in inventory.tasks {
+            owner.restore(task);
+        }
+        for (task, number, record) in inventory.uploads {
+            owner.strays.restore(task, number, record);
         }
         Engine(owner)
     }
@@ -172,7 +189,7 @@ impl Owner {
             TaskState::Clean | TaskState::Ephemeral => return,
         };
         // The entry is committed together with the version; were it missing, a new one does the same.
-        let record = writeback.unwrap_or_else(|| new_record(kind, version.generation, unix_ms()));
+        let record = writeback.unwrap_or_else(|| new_record(kind, version.generation, String::new()));
         self.queue.restore(entry, record, parts);
     }
 }
@@ -182,6 +199,7 @@ pub async fn housekeeping(owner: &Rc<Owner>) {
     loop {
         owner.evict_to_watermark().await;
         owner.trim_tasks();
+        owner.abort_strays();
         owner.report();
         sleep(HOUSEKEEPING_PERIOD).await;
     }

@@ -53,6 +53,7 @@ struct Inner {
     capacity_bytes: Gauge,
     oldest_dirty_seconds: Gauge,
     writeback_attempts: Series<Counter>,
+    writeback_conflicts: Counter,
     arena: OnceLock<Arena>,
     arena_bytes: Gauge,
     arena_held_bytes: Series<Gauge>,
@@ -85,6 +86,8 @@ impl Metrics {
         let gossip_refused = counter(&mut registry, "dfstore_gossip_refused", "Datagrams of strangers, dropped");
         let served = "Object bytes sent to clients, by where they came from";
         let received = "Object bytes received from clients, by face";
+        let conflicts = "Pending writes that found the object changed by others in the backend, and did not replace it";
+        let writeback_conflicts = counter(&mut registry, "dfstore_writeback_conflicts", conflicts);
         let attempts = "Attempts to write a dirty object to the backend, by outcome";
         let held = "Bytes of the piece arena in use, by holder";
         Metrics(Arc::new(Inner {
@@ -98,6 +101,7 @@ impl Metrics {
             capacity_bytes,
             oldest_dirty_seconds,
             writeback_attempts: Series::new(&mut registry, "dfstore_writeback_attempts", attempts, 2),
+            writeback_conflicts,
             arena: OnceLock::new(),
             arena_bytes,
             arena_held_bytes: Series::new(&mut registry, "dfstore_arena_held_bytes", held, Holder::ALL.len()),
@@ -162,6 +166,11 @@ impl Metrics {
     pub fn writeback_attempted(&self, succeeded: bool) {
         let outcome = if succeeded { "ok" } else { "error" };
         self.0.writeback_attempts.at(usize::from(succeeded), || vec![("outcome", outcome.into())]).inc();
+    }
+
+    /// A pending write did not replace what others wrote meanwhile.
+    pub fn writeback_conflict(&self) {
+        self.0.writeback_conflicts.inc();
     }
 
     /// A catalog transaction was made durable.

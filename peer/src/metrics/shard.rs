@@ -72,6 +72,7 @@ struct ShardCounters {
     parents_avoided: Counter,
     copies_made: Counter,
     replicas_short: Counter,
+    strays_aborted: Counter,
     mailbox_messages: Gauge,
     pub(super) connections: [Gauge; Face::COUNT],
 }
@@ -103,6 +104,8 @@ pub(super) fn register(registry: &mut Registry, count: usize) -> Vec<ShardMetric
     let copies_made = each.counters("dfstore_replicas_made", "Copies of objects that this seed has come to keep");
     let replicas_short =
         each.counters("dfstore_replicas_short", "Writes that asked for more replicas than there were seeds");
+    let strays_aborted =
+        each.counters("dfstore_stray_uploads_aborted", "Multipart uploads that served nobody and were aborted");
     let mailbox_messages = each.gauges("dfstore_mailbox_messages", "Messages that wait in the shard's mailbox");
     (0..count)
         .map(|shard| {
@@ -126,6 +129,7 @@ pub(super) fn register(registry: &mut Registry, count: usize) -> Vec<ShardMetric
                 parents_avoided: parents_avoided[shard].clone(),
                 copies_made: copies_made[shard].clone(),
                 replicas_short: replicas_short[shard].clone(),
+                strays_aborted: strays_aborted[shard].clone(),
                 mailbox_messages: mailbox_messages[shard].clone(),
                 connections,
             }))
@@ -179,6 +183,11 @@ impl ShardMetrics {
     /// A copy of an object is whole and durable here.
     pub fn copy_made(&self) {
         self.0.copies_made.inc();
+    }
+
+    /// Multipart uploads that served nobody were aborted.
+    pub fn strays_aborted(&self, uploads: u64) {
+        self.0.strays_aborted.inc_by(uploads);
     }
 
     /// Messages in the shard's mailbox now.

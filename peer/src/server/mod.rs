@@ -131,6 +131,7 @@ pub fn run(config: Config, metrics: Metrics, redactions: Redactions) -> Result<(
         metrics,
         health: health.clone(),
         freshness: config.freshness.clone(),
+        conflict: config.conflict.clone(),
         dirty: DirtyBudget::new(config.store.dirty_limit_bytes),
         shards: senders.clone(),
         repair_after: config.cluster.as_ref().map_or(Duration::MAX, |cluster| cluster.repair_after),
@@ -291,7 +292,7 @@ impl Shards {
             .map(|part| part.following.clone())
             .map(|following| -> Work { Box::new(move |engine| Box::pin(cluster::follow(engine, following))) });
         let parts = inventory.shards.into_iter().zip(api).zip(receivers);
-        for (shard, ((tasks, listener), mailbox)) in parts.enumerate() {
+        for (shard, ((inventory, listener), mailbox)) in parts.enumerate() {
             let mut listeners = vec![(Door::Api, listener)];
             listeners.extend(peers.as_mut().and_then(Iterator::next).map(|listener| (Door::Peer, listener)));
             listeners.extend(manager.take().flatten().map(|listener| (Door::Manager, listener)));
@@ -299,7 +300,7 @@ impl Shards {
                 shard,
                 context: context.clone(),
                 seed: resources.seed.clone(),
-                tasks,
+                inventory,
                 cleanup: std::mem::take(&mut cleanup),
                 watermarks: watermarks(&config.store),
                 listeners,

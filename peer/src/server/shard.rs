@@ -16,7 +16,7 @@ use futures_util::future::{LocalBoxFuture, Shared};
 use crate::catalog::{Change, Durability};
 use crate::config::HttpOptions;
 use crate::engine::call::ShardMessage;
-use crate::engine::{Cluster, Context, Engine, TaskInventory};
+use crate::engine::{Cluster, Context, Engine, ShardInventory};
 use crate::http::route::{Opening, opening};
 use crate::http::{self, HttpFace};
 use crate::limits::{CONNECTIONS_PER_SHARD_MAX, DRAIN_TIMEOUT, HEAD_TIMEOUT, HTTP_HEAD_BYTES_MAX};
@@ -38,8 +38,8 @@ pub struct ShardSetup {
     pub context: Context,
     /// The store.
     pub seed: StoreSeed,
-    /// The tasks it owns.
-    pub tasks: Vec<TaskInventory>,
+    /// What the catalog holds of it.
+    pub inventory: ShardInventory,
     /// Changes of no urgency to commit first.
     pub cleanup: Vec<Change>,
     /// When eviction starts and ends.
@@ -80,7 +80,7 @@ pub async fn run_shard(setup: ShardSetup) {
         shard,
         context,
         seed,
-        tasks,
+        inventory,
         cleanup,
         watermarks,
         listeners,
@@ -102,7 +102,7 @@ pub async fn run_shard(setup: ShardSetup) {
         Links::new(LinksSetup { shard, credential: cluster.credential().clone(), metrics: metrics.clone() })
     });
     let part = links.clone().zip(members).map(|(links, members)| Cluster::new(links, members));
-    let engine = Engine::start(shard, context.clone(), &seed, watermarks, tasks, part);
+    let engine = Engine::start(shard, context.clone(), &seed, watermarks, inventory, part);
     if let Some(work) = work {
         spawn_local(work(engine.clone()));
     }

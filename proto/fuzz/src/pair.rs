@@ -6,8 +6,9 @@ use dfstore_proto::frame::{PieceHead, RequestId};
 use dfstore_proto::ids::ObjectName;
 use dfstore_proto::message::{
     CreateBucket, Delete, Done, Fetch, GetConfig, List, ListOk, Locate, Message, Open, PieceAck, PieceRuns, Prefetch,
-    PutAbort, PutBegin, PutCommit, PutDone, PutJoin, PutLeave, PutReady, Read, ReadEnd, Recall, Recalled, Reserve,
-    Reserved, Role, Scope, Stat, Target, Track, Tracked, VersionInfo, VersionState, Worked, WrittenTo,
+    PutAbort, PutBegin, PutCommit, PutDone, PutJoin, PutLeave, PutReady, Queue, QueueOk, Read, ReadEnd, Recall,
+    Recalled, Reserve, Reserved, Role, Scope, Stat, Target, Track, Tracked, VersionInfo, VersionState, Worked,
+    WrittenTo,
 };
 use dfstore_proto::object::{ObjectMeta, PieceRun, Source, WriteMode};
 use dfstore_proto::session::{Event, Session};
@@ -146,6 +147,7 @@ fn asking_of_a_cluster(choice: u8) -> Message {
         3 | 4 => Fetch { task, generation: GENERATION, number: u32::from(choice % 4), local_only: true }.into(),
         5 => Reserve { target: target() }.into(),
         6 => GetConfig {}.into(),
+        _ if choice % 16 == 15 => Queue::default().into(),
         _ => Prefetch { target: target(), scope: Scope::Cluster }.into(),
     }
 }
@@ -168,6 +170,7 @@ fn answer_of_a_cluster(choice: u8, version: VersionInfo) -> Message {
         1 => Recalled::default().into(),
         2 => Tracked::default().into(),
         3 => Reserved { generation: GENERATION }.into(),
+        4 if choice % 2 == 1 => QueueOk::default().into(),
         4 => Worked::default().into(),
         5 => ReadEnd::default().into(),
         _ => ErrorReply::new(ErrorCode::NotFound, "").into(),

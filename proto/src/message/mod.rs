@@ -1,14 +1,14 @@
 //! Every message of the protocol, its frame type and its bounds.
 //!
 //! One table gives frame types, names and bodies; the files beside this one hold the bodies: `connection` (hello,
-//! credits, going away), `object` (stat, list, delete, copy), `read` and `put`, `cluster` (between peers) and `admin`
-//! (of people who look after a cluster). Nothing here knows who may send what when: that is the session's.
+//! credits, going away), `object` (stat, list, delete, copy), `read` and `put`, `cluster` (between peers), `admin` and
+//! `queue` (of people who look after peers). Nothing here knows who may send what when: that is the session's.
 
 use bytes::BytesMut;
 
 use crate::error::{DecodeError, EncodeError, ErrorReply, FieldError};
 use crate::frame::{FrameHeader, RequestId};
-use crate::limits::{CONTROL_BYTES_MAX, FRAME_HEADER_BYTES, VERSION_MIN, VERSION_OF_PEERS};
+use crate::limits::{CONTROL_BYTES_MAX, FRAME_HEADER_BYTES, VERSION_MIN, VERSION_OF_PEERS, VERSION_OF_QUEUE};
 use crate::wire;
 
 mod admin;
@@ -16,6 +16,7 @@ mod cluster;
 mod connection;
 mod object;
 mod put;
+mod queue;
 mod read;
 
 pub use admin::{
@@ -31,6 +32,7 @@ pub use object::{
     Copy, CreateBucket, Delete, List, ListEntry, ListOk, ListPage, Stat, Target, VersionInfo, VersionState,
 };
 pub use put::{PieceAck, PutAbort, PutBegin, PutCommit, PutDone, PutJoin, PutLeave, PutReady, WrittenTo};
+pub use queue::{Queue, QueueEntry, QueueOk, QueuePage, QueueState, Scrub, ScrubOk, Steer, SteerOrder};
 pub use read::{Open, Read, ReadEnd, SourceCount};
 
 /// A body that knows its bounds.
@@ -38,10 +40,12 @@ trait Bounded {
     fn check(&self) -> Result<(), FieldError>;
 }
 
-/// First and last of the frame types that version 2 added: all that a cluster needs.
+/// First and last of the frame types that came after version 1: all that a cluster and the people who look after it need.
 pub const CLUSTER_TYPES: std::ops::RangeInclusive<u8> = 0x40..=0x7F;
 /// First and last of those among them that only peers send: homes, parents, publications, configuration.
 pub const PEER_TYPES: std::ops::RangeInclusive<u8> = 0x40..=0x5F;
+/// First and last of those among them that version 3 added.
+pub const QUEUE_TYPES: std::ops::RangeInclusive<u8> = 0x67..=0x6B;
 /// First and last of the frame types that will never be given a meaning.
 pub const NEVER_TYPES: std::ops::RangeInclusive<u8> = 0xF0..=0xFF;
 
@@ -227,6 +231,16 @@ messages! {
     Evict(Evict) = 0x65, "EVICT";
     /// Answers PREFETCH and EVICT.
     Worked(Worked) = 0x66, "WORKED";
+    /// Asks for a page of the write-back queue.
+    Queue(Queue) = 0x67, "QUEUE";
+    /// Answers QUEUE.
+    QueueOk(QueueOk) = 0x68, "QUEUE_OK";
+    /// Steers an entry of the write-back queue. Answered with DONE.
+    Steer(Steer) = 0x69, "STEER";
+    /// Asks how the check of the pieces on disk stands, or begins one.
+    Scrub(Scrub) = 0x6A, "SCRUB";
+    /// Answers SCRUB.
+    ScrubOk(ScrubOk) = 0x6B, "SCRUB_OK";
 }
 
 // PING and PONG share a body, as do STAT_OK, OPEN_OK, COPY_OK and LOCATED: those are named where they are made.
@@ -239,7 +253,7 @@ bodies_of_one_message! {
     Tracked => Tracked, Fetch => Fetch, Reserve => Reserve, Reserved => Reserved, Publish => Publish,
     PublishOk => PublishOk, Pending => Pending, PendingOk => PendingOk, GetConfig => GetConfig, ConfigOk => ConfigOk,
     Where => Where, WhereOk => WhereOk, Nodes => Nodes, NodesOk => NodesOk, Prefetch => Prefetch, Evict => Evict,
-    Worked => Worked,
+    Worked => Worked, Queue => Queue, QueueOk => QueueOk, Steer => Steer, Scrub => Scrub, ScrubOk => ScrubOk,
 }
 
 impl FrameType {
@@ -250,7 +264,11 @@ impl FrameType {
 
     /// The first version of the messages that has this type.
     pub fn version(self) -> u8 {
-        if CLUSTER_TYPES.contains(&self.number()) { VERSION_OF_PEERS } else { VERSION_MIN }
+        match self.number() {
+            number if QUEUE_TYPES.contains(&number) => VERSION_OF_QUEUE,
+            number if CLUSTER_TYPES.contains(&number) => VERSION_OF_PEERS,
+            _ => VERSION_MIN,
+        }
     }
 
     /// Whether only connections of the role [`Role::Peer`] carry this type.

@@ -50,7 +50,7 @@ impl Request {
         let kind = match message {
             Message::Stat(_) => plain(FrameType::StatOk),
             Message::List(_) => plain(FrameType::ListOk),
-            Message::Delete(_) | Message::CreateBucket(_) => plain(FrameType::Done),
+            Message::Delete(_) | Message::CreateBucket(_) | Message::Steer(_) => plain(FrameType::Done),
             Message::Copy(_) => plain(FrameType::CopyOk),
             Message::Open(_) => plain(FrameType::OpenOk),
             Message::Read(read) => Some(Request::read(read)),
@@ -65,6 +65,8 @@ impl Request {
             Message::Where(_) => plain(FrameType::WhereOk),
             Message::Nodes(_) => plain(FrameType::NodesOk),
             Message::Prefetch(_) | Message::Evict(_) => plain(FrameType::Worked),
+            Message::Queue(_) => plain(FrameType::QueueOk),
+            Message::Scrub(_) => plain(FrameType::ScrubOk),
             Message::PutBegin(_) => upload(false),
             Message::PutJoin(_) => upload(true),
             _ => None,

@@ -1,15 +1,15 @@
-//! Messages that version 2 added.
+//! Messages that versions 2 and 3 added.
 
 use dfstore_proto::limits::{
-    ADDRESS_BYTES_MAX, ATTRIBUTE_BYTES_MAX, BUCKET_BYTES_MAX, COUNTS_MAX, ETAG_BYTES_MAX, KEY_BYTES_MAX,
-    NAME_BYTES_MAX, OBJECT_BYTES_MAX, PARENTS_MAX, PIECE_BYTES_MAX, RUNS_MAX, RUNS_SHOWN_MAX, SESSION_TOKEN_BYTES_MAX,
-    SUGGESTED_MAX, TOKEN_BYTES_MAX,
+    ADDRESS_BYTES_MAX, ATTRIBUTE_BYTES_MAX, BUCKET_BYTES_MAX, COUNTS_MAX, ERROR_MESSAGE_BYTES_MAX, ETAG_BYTES_MAX,
+    KEY_BYTES_MAX, LIST_ENTRIES_MAX, NAME_BYTES_MAX, OBJECT_BYTES_MAX, PARENTS_MAX, PIECE_BYTES_MAX, RUNS_MAX,
+    RUNS_SHOWN_MAX, SESSION_TOKEN_BYTES_MAX, SUGGESTED_MAX, TOKEN_BYTES_MAX,
 };
 use dfstore_proto::message::{
     BackendConfig, ConfigOk, Duty, Evict, Fetch, GetConfig, Holder, HolderInfo, KnownVersion, Locate, Message,
     NodeFailure, NodeInfo, NodeRole, Nodes, NodesOk, Pending, PendingOk, PieceRuns, Prefetch, Publish, PublishOk,
-    Published, Recall, Recalled, Reserve, Reserved, Scope, Standing, Token, Track, Tracked, VersionRecord, Where,
-    WhereOk, Worked,
+    Published, Queue, QueueEntry, QueueOk, QueueState, Recall, Recalled, Reserve, Reserved, Scope, Scrub, ScrubOk,
+    Standing, Steer, SteerOrder, Token, Track, Tracked, VersionRecord, Where, WhereOk, Worked,
 };
 use dfstore_proto::object::PieceRun;
 use proptest::collection::vec;
@@ -191,6 +191,65 @@ fn node() -> impl Strategy<Value = NodeInfo> {
         load: numbers.3,
         live: numbers.4,
     })
+}
+
+fn queue_entry() -> impl Strategy<Value = QueueEntry> {
+    let state = prop_oneof![
+        Just(QueueState::Waiting),
+        Just(QueueState::Sending),
+        Just(QueueState::Verifying),
+        Just(QueueState::Delayed),
+        Just(QueueState::Elsewhere),
+        Just(QueueState::Dead),
+    ];
+    let texts = (filled(BUCKET_BYTES_MAX), filled(KEY_BYTES_MAX), text(ERROR_MESSAGE_BYTES_MAX));
+    (texts, any::<bool>(), state, any::<[u64; 5]>(), any::<u32>()).prop_map(
+        |((bucket, key, last_error), deletes, state, numbers, attempts)| {
+            let [generation, length, queued_at_ms, due_at_ms, bytes_sent] = numbers;
+            QueueEntry {
+                bucket,
+                key,
+                deletes,
+                generation,
+                length,
+                state,
+                queued_at_ms,
+                due_at_ms,
+                attempts,
+                last_error,
+                bytes_sent,
+            }
+        },
+    )
+}
+
+/// What those who look after a peer ask.
+pub fn of_queue() -> BoxedStrategy<Message> {
+    let texts = (text(BUCKET_BYTES_MAX), text(KEY_BYTES_MAX), text(BUCKET_BYTES_MAX), text(KEY_BYTES_MAX));
+    let limit = 0..=u16::try_from(LIST_ENTRIES_MAX).expect("small");
+    let asked = (texts, limit, any::<bool>()).prop_map(|(texts, limit, dead_only)| Queue {
+        bucket: texts.0,
+        prefix: texts.1,
+        after_bucket: texts.2,
+        after_key: texts.3,
+        limit,
+        dead_only,
+    });
+    let order = prop_oneof![Just(SteerOrder::Retry), Just(SteerOrder::Drop)];
+    let steer = (target(), order, any::<bool>());
+    let scrubbed = (any::<bool>(), any::<[u64; 8]>()).prop_map(|(runs, numbers)| {
+        let [began_at_ms, ended_at_ms, pieces, bytes, bytes_of_all, damaged, replaceable, lost] = numbers;
+        ScrubOk { runs, began_at_ms, ended_at_ms, pieces, bytes, bytes_of_all, damaged, replaceable, lost }
+    });
+    prop_oneof![
+        asked.prop_map(Message::from),
+        (vec(queue_entry(), 0..8), any::<bool>())
+            .prop_map(|(entries, truncated)| QueueOk { entries, truncated }.into()),
+        steer.prop_map(|(target, order, force)| Steer { target, order, force }.into()),
+        any::<bool>().prop_map(|begin| Scrub { begin }.into()),
+        scrubbed.prop_map(Message::from),
+    ]
+    .boxed()
 }
 
 /// What those who look after a cluster ask.

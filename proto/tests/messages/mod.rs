@@ -26,6 +26,7 @@ pub fn message() -> BoxedStrategy<Message> {
         about_writes(),
         cluster::between_peers(),
         cluster::of_people(),
+        cluster::of_queue(),
     ]
     .boxed()
 }

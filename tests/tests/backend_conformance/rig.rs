@@ -97,7 +97,7 @@ pub fn put_request(name: &ObjectName, bytes: &[u8]) -> PutRequest {
         meta: ObjectMeta::default(),
         written_as: String::new(),
         crc32,
-        only_if_absent: false,
+        condition: dfstore_peer::sidecar::backend::WriteCondition::Always,
     }
 }
 

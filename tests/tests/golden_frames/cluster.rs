@@ -1,16 +1,17 @@
-//! The messages that version 2 added, as they are pinned: those between peers and those of people.
+//! The messages that versions 2 and 3 added, as they are pinned: those between peers and those of people.
 
 use dfstore_proto::ids::ObjectName;
 use dfstore_proto::message::{
     BackendConfig, ConfigOk, Duty, Evict, Fetch, GetConfig, Hello, Holder, HolderInfo, KnownVersion, ListEntry, Locate,
     Message, NodeFailure, NodeInfo, NodeRole, Nodes, NodesOk, Pending, PendingPage, PieceRuns, Prefetch, Publish,
-    PublishOk, Published, Recall, Recalled, Reserve, Reserved, Role, Route, Scope, Standing, Target, Token, Track,
-    Tracked, VersionRecord, VersionState, Where, WhereOk, Worked,
+    PublishOk, Published, Queue, QueueEntry, QueuePage, QueueState, Recall, Recalled, Reserve, Reserved, Role, Route,
+    Scope, Scrub, ScrubOk, Standing, Steer, SteerOrder, Target, Token, Track, Tracked, VersionRecord, VersionState,
+    Where, WhereOk, Worked,
 };
 use dfstore_proto::object::{ObjectMeta, PieceRun, Source};
 use dfstore_proto::preface::Versions;
 
-use super::{GENERATION, hello, hello_ack, meta, target, task, version};
+use super::{GENERATION, LENGTH, hello, hello_ack, meta, target, task, version};
 
 fn runs<const COUNT: usize>(runs: [(u32, u32); COUNT]) -> PieceRuns {
     PieceRuns::new(runs.map(|(first, count)| PieceRun { first, count }))
@@ -221,7 +222,61 @@ fn of_people() -> Vec<(&'static str, u64, Message)> {
     ]
 }
 
+fn of_the_queue() -> Vec<(&'static str, u64, Message)> {
+    let dead = QueueEntry {
+        bucket: "models".into(),
+        key: "llm/a.bin".into(),
+        deletes: false,
+        generation: GENERATION,
+        length: 40 << 20,
+        state: QueueState::Dead,
+        queued_at_ms: 1_795_305_600_000,
+        due_at_ms: 0,
+        attempts: 3,
+        last_error: "access denied".into(),
+        bytes_sent: 16 << 20,
+    };
+    let delayed = QueueEntry {
+        key: "llm/b.bin".into(),
+        deletes: true,
+        length: 0,
+        state: QueueState::Delayed,
+        due_at_ms: 1_795_305_660_000,
+        last_error: String::new(),
+        bytes_sent: 0,
+        ..dead.clone()
+    };
+    let mut page = QueuePage::default();
+    assert!(page.push(dead) && page.push(delayed));
+    let asked = Queue {
+        bucket: "models".into(),
+        prefix: "llm/".into(),
+        after_bucket: "models".into(),
+        after_key: "llm/0".into(),
+        limit: 100,
+        dead_only: true,
+    };
+    let scrubbed = ScrubOk {
+        runs: false,
+        began_at_ms: 1_795_305_600_000,
+        ended_at_ms: 1_795_305_601_000,
+        pieces: 3,
+        bytes: LENGTH,
+        bytes_of_all: LENGTH,
+        damaged: 1,
+        replaceable: 1,
+        lost: 0,
+    };
+    vec![
+        ("queue", 1, asked.into()),
+        ("queue_ok", 1, page.finish(true).into()),
+        ("steer", 3, Steer { target: target(), order: SteerOrder::Drop, force: true }.into()),
+        ("scrub", 5, Scrub { begin: true }.into()),
+        ("scrub_ok", 5, scrubbed.into()),
+    ]
+}
+
 /// All of them by name, with their request.
 pub fn messages() -> Vec<(&'static str, u64, Message)> {
-    [greetings(), reading(), writing(), pending_and_config(), of_people()].concat()
+    [greetings(), reading(), writing(), pending_and_config(), of_people(), of_the_queue()].concat()
 }

@@ -4,12 +4,22 @@
 //! that carry them out. An entry belongs to one version (or tombstone): when that is no longer current, the entry is
 //! void. The task's `backend_lock` is held while the backend is told, so an older version never overwrites a newer one.
 //!
-//! What can heal (network, 5xx, SlowDown, clock skew) is tried again without end, with capped backoff. What cannot
-//! (no such bucket, access denied) sets the entry aside as a dead letter: it stays dirty, is counted and logged, and
-//! a restart tries it once more.
+//! What can heal (network, 5xx, SlowDown, clock skew) is tried again without end, with capped backoff and as often as
+//! the [`pace`] allows. What cannot (no such bucket, access denied, a conflict) sets the entry aside as a dead letter: it
+//! stays dirty, is counted and logged, and is tried again when a person says so or at the next start.
+//!
+//! What is done in which situation stands in [`table`]; [`attempt`] carries it out, with [`look`] and [`send`];
+//! [`strays`] keeps the bucket free of uploads that serve nobody; [`steer`] shows the queue to people and takes their
+//! orders.
 
+mod attempt;
+mod look;
+mod pace;
 mod queue;
 mod send;
+mod steer;
+mod strays;
+mod table;
 
 use std::rc::Rc;
 use std::time::Duration;
@@ -17,57 +27,39 @@ use std::time::Duration;
 use dfstore_proto::message::{Standing as Verdict, VersionState};
 use dfstore_proto::object::ObjectMeta;
 
+pub use attempt::End;
 pub use queue::{Entry, Queue};
 pub use send::Outgoing;
+pub use strays::Strays;
 
 use crate::catalog::{Change, Durability, TaskState, WriteBackKind, WriteBackRecord};
 use crate::engine::error::ObjectError;
-use crate::engine::numbers;
 use crate::engine::owner::Owner;
 use crate::engine::task::Task;
 use crate::engine::version::Version;
-use crate::limits::{
-    OLD_READERS_WAIT, WRITE_LATE, WRITEBACK_OBJECTS_MAX, WRITEBACK_RETRY_DELAY, WRITEBACK_RETRY_DELAY_MAX,
-};
+use crate::limits::{OLD_READERS_WAIT, WRITEBACK_RETRY_DELAY, WRITEBACK_RETRY_DELAY_MAX};
 use crate::rt::shard::spawn_local;
 use crate::rt::time::{milliseconds, unix_ms};
 
-/// A fresh queue entry.
-pub fn new_record(kind: WriteBackKind, generation: u64, now_ms: u64) -> WriteBackRecord {
+/// A fresh queue entry. `replaced_etag`: what the backend has, as far as is known.
+pub fn new_record(kind: WriteBackKind, generation: u64, replaced_etag: String) -> WriteBackRecord {
     WriteBackRecord {
         kind,
         generation,
         sequence: generation,
-        queued_at_ms: now_ms,
+        queued_at_ms: unix_ms(),
         attempts: 0,
         last_error: String::new(),
         dead: false,
         upload: None,
+        replaced_etag,
     }
-}
-
-/// What the backend has before a version is sent to it.
-enum Before {
-    /// This version.
-    Same(ObjectMeta),
-    /// A newer one of ours.
-    Newer,
-    /// Nothing, an older one, or one of somebody else.
-    Other,
-}
-
-/// How far an attempt has come.
-enum Progress {
-    Done,
-    /// It is another peer's turn, or a reader's: looked at again later, and nothing has failed.
-    Waiting,
 }
 
 /// Carries out the queue of one shard; never ends.
 pub async fn run(owner: Rc<Owner>) {
     loop {
-        while owner.queue.running() < WRITEBACK_OBJECTS_MAX {
-            let Some(entry) = owner.queue.start_next(unix_ms()) else { break };
+        while let Some(entry) = owner.queue.start_next(unix_ms()) {
             let owner = owner.clone();
             spawn_local(async move { owner.attempt(entry).await });
         }
@@ -76,60 +68,76 @@ pub async fn run(owner: Rc<Owner>) {
 }
 
 impl Owner {
+    /// A fresh queue entry for what is to replace the current version of a task.
+    pub fn new_entry(&self, task: &Task, kind: WriteBackKind, generation: u64) -> WriteBackRecord {
+        let replaced =
+            task.current().filter(|version| version.is_clean()).map(|version| version.meta.borrow().etag.clone());
+        // What waits to be written has not replaced anything there yet.
+        let waiting = || self.queue.entry(&task.target.task).map(|entry| entry.record.borrow().replaced_etag.clone());
+        new_record(kind, generation, replaced.or_else(waiting).unwrap_or_default())
+    }
+
     async fn attempt(self: &Rc<Self>, entry: Rc<Entry>) {
         let _backend = entry.task.backend_lock.lock().await;
-        let Some(version) = entry.task.current().filter(|version| version.generation == entry.generation) else {
-            self.queue.finish(&entry, None);
-            return;
+        let end = match entry.task.current().filter(|version| version.generation == entry.generation) {
+            Some(version) => self.carry_out(&version, &entry).await,
+            None => End::Void,
         };
-        let result = match self.carry_out(&version, &entry).await {
-            Ok(Progress::Done) => Ok(()),
-            Ok(Progress::Waiting) => {
-                self.queue.put_off(&entry, unix_ms().saturating_add(entry.next_look_ms()));
-                return;
-            }
-            Err(error) => Err(error),
-        };
-        match result {
-            Ok(()) => {
+        entry.step.set(None);
+        match end {
+            End::Void => self.queue.finish(&entry, None),
+            End::Waiting => self.queue.put_off(&entry, unix_ms().saturating_add(entry.next_look_ms()), false),
+            End::Done => {
                 self.context.metrics.writeback_attempted(true);
+                if self.queue.pace.succeeded() {
+                    tracing::info!("the backend takes writes again: what was put off is tried now");
+                    self.queue.hurry();
+                }
                 self.queue.finish(&entry, Some(Ok(())));
             }
-            Err(error) if error.is_retryable() => self.put_off(&entry, &error).await,
-            Err(error) => self.give_up(&version, &entry, error).await,
+            End::Failed(error) => self.put_off(&entry, &error).await,
+            End::Refused(error) => self.give_up(&entry, error).await,
         }
     }
 
     /// Tells the backend, or the home, which tells the backend.
-    async fn carry_out(self: &Rc<Self>, version: &Rc<Version>, entry: &Rc<Entry>) -> Result<Progress, ObjectError> {
+    async fn carry_out(self: &Rc<Self>, version: &Rc<Version>, entry: &Rc<Entry>) -> End {
         if self.is_away(&version.task) {
-            let Some(told) = self.tell_home(&entry.task, version, 0).await? else {
+            let told = match self.tell_home(&entry.task, version, 0).await {
+                Ok(told) => told,
+                Err(error) if error.is_retryable() => return End::Failed(error),
+                Err(error) => return End::Refused(error),
+            };
+            let Some(told) = told else {
                 // It is alive, as far as is known, and may be doing this very thing.
                 return if entry.is_home_lost(unix_ms()) {
                     self.tell_backend(version, entry).await
                 } else {
-                    Ok(Progress::Waiting)
+                    End::Waiting
                 };
             };
             entry.home_answered();
             self.take_verdict(&entry.task, version, &told).await;
             let is_clean = told.state == VersionState::Clean && version.state.get() != TaskState::Dirty;
-            let is_over = is_clean || told.standing == Verdict::Superseded;
-            if is_over && version.state.get() == TaskState::Deleted {
-                self.drop_tombstone(version, entry).await?;
+            if !is_clean && told.standing != Verdict::Superseded {
+                return End::Waiting;
             }
-            return Ok(if is_over { Progress::Done } else { Progress::Waiting });
+            if version.state.get() == TaskState::Deleted
+                && let Err(error) = self.drop_version(&entry.task, version).await
+            {
+                return End::Failed(error);
+            }
+            return End::Done;
         }
         self.tell_backend(version, entry).await
     }
 
-    async fn tell_backend(self: &Rc<Self>, version: &Rc<Version>, entry: &Rc<Entry>) -> Result<Progress, ObjectError> {
-        let kind = entry.record.borrow().kind;
-        match kind {
-            WriteBackKind::Delete => self.tell_delete(version, entry).await.map(|()| Progress::Done),
-            WriteBackKind::Put if self.has_readers_of_the_backend(&entry.task, entry) => Ok(Progress::Waiting),
-            WriteBackKind::Put => self.tell_put(version, entry).await,
+    async fn tell_backend(self: &Rc<Self>, version: &Rc<Version>, entry: &Rc<Entry>) -> End {
+        let is_put = entry.record.borrow().kind == WriteBackKind::Put;
+        if is_put && self.has_readers_of_the_backend(&entry.task, entry) {
+            return End::Waiting;
         }
+        self.pursue(version, entry).await
     }
 
     /// Whether someone still reads the version that the backend has, and needs the backend for the rest of it. They are
@@ -140,80 +148,6 @@ impl Owner {
         let mut older = retired.iter().filter(|((id, _), _)| *id == task.target.task).map(|(_, version)| version);
         waited_ms < OLD_READERS_WAIT.as_millis()
             && older.any(|version| version.is_clean() && !version.is_whole() && version.is_read())
-    }
-
-    async fn tell_put(self: &Rc<Self>, version: &Rc<Version>, entry: &Rc<Entry>) -> Result<Progress, ObjectError> {
-        let name = &entry.task.target.name;
-        let meta = match self.look_before(version, entry).await? {
-            Before::Same(meta) => meta,
-            Before::Newer => {
-                // Who wrote it knew of this version; here, and where this peer was told of it, that is forgotten.
-                tracing::info!(object = %name, generation = version.generation, "the bucket has a newer version");
-                self.give_way(&entry.task, version).await;
-                return Ok(Progress::Done);
-            }
-            Before::Other => match self.send_version(version, entry).await {
-                Err(_) if !self.may_send(entry) => return Ok(Progress::Waiting),
-                sent => sent?,
-            },
-        };
-        self.become_clean(&entry.task, version, meta).await;
-        tracing::debug!(object = %name, generation = version.generation, "written back");
-        Ok(Progress::Done)
-    }
-
-    async fn send_version(
-        self: &Rc<Self>,
-        version: &Rc<Version>,
-        entry: &Rc<Entry>,
-    ) -> Result<ObjectMeta, ObjectError> {
-        if self.cluster.is_some() {
-            self.copy_here(version).await?;
-        }
-        let outgoing = Outgoing {
-            name: entry.task.target.name.clone(),
-            meta: version.meta.borrow().clone(),
-            generation: version.generation,
-            crc32: version.crc32,
-            pieces: version.stored_pieces().into_iter().map(|(_, piece)| piece).collect(),
-            damaged: Rc::default(),
-        };
-        if !version.is_whole() {
-            return Err(ObjectError::Internal(format!("{} is not whole on disk", outgoing.name)));
-        }
-        self.send(&outgoing, Some(entry)).await
-    }
-
-    /// What the backend has before a version is sent: an attempt before, or another peer, may have sent it and not seen
-    /// the answer; and who was away for long may come with a version that has been replaced since. Only asked where one
-    /// of these can be.
-    async fn look_before(&self, version: &Version, entry: &Entry) -> Result<Before, ObjectError> {
-        if !entry.may_be_sent() && !is_late(version.generation) {
-            return Ok(Before::Other);
-        }
-        let there = match self.context.backend.find(entry.task.target.name.clone()).await {
-            Ok(there) => there,
-            Err(error) if error.is_retryable() => return Err(error.into()),
-            // It is not there, or who may write may not look.
-            Err(_) => return Ok(Before::Other),
-        };
-        let written_as = numbers::written_as(version.crc32, version.generation);
-        let is_same = !written_as.is_empty() && there.written_as == written_as;
-        Ok(match there.meta.length == version.meta.borrow().length && is_same {
-            true => Before::Same(there.meta),
-            false if numbers::outranks(&there.written_as, version.generation) => Before::Newer,
-            false => Before::Other,
-        })
-    }
-
-    /// Whether the bucket has a newer version of ours than this one, of which nothing newer is known here. `false` when
-    /// the backend does not answer: the version is looked at again before it is sent.
-    pub async fn is_overtaken(&self, task: &Task, generation: u64) -> bool {
-        if task.current().is_some() || !is_late(generation) {
-            return false;
-        }
-        let there = self.context.backend.find(task.target.name.clone()).await;
-        there.is_ok_and(|there| numbers::outranks(&there.written_as, generation))
     }
 
     /// The backend has a version now that it did not have before.
@@ -241,31 +175,19 @@ impl Owner {
         version.dirty.take();
     }
 
-    async fn tell_delete(self: &Rc<Self>, version: &Rc<Version>, entry: &Rc<Entry>) -> Result<(), ObjectError> {
-        let name = &entry.task.target.name;
-        let deleted = if leads_out_of_bucket(&name.key) {
-            Err(ObjectError::InvalidArgument(format!("{name}: servers exist that would take this for their bucket")))
-        } else {
-            self.context.backend.delete(name.clone()).await.map_err(ObjectError::from)
-        };
-        match deleted {
-            // An ephemeral object may have a key that the backend refuses; that it then has no such object is asked.
-            Err(ObjectError::InvalidArgument(_)) if self.context.backend.head(name.clone()).await.is_err() => {}
-            deleted => deleted?,
+    /// Forgets a tombstone that has done its work, or a write that was given up; what the backend has counts then.
+    pub async fn drop_version(self: &Rc<Self>, task: &Rc<Task>, version: &Rc<Version>) -> Result<(), ObjectError> {
+        let _commit = task.commit_lock.lock().await;
+        if !task.is_current(version) {
+            return Ok(());
         }
-        self.drop_tombstone(version, entry).await
-    }
-
-    async fn drop_tombstone(self: &Rc<Self>, version: &Rc<Version>, entry: &Rc<Entry>) -> Result<(), ObjectError> {
-        let _commit = entry.task.commit_lock.lock().await;
-        if entry.task.is_current(version) {
-            let task = version.task;
-            let changes = vec![Change::RemoveTask { task }, Change::RemoveWriteBack { task }];
-            self.context.catalog.commit(changes, Durability::Durable).await?;
-            self.publish(&entry.task, None);
-            if self.cluster.is_some() {
-                self.graves.borrow_mut().note(task, version.generation);
-            }
+        let changes = vec![Change::RemoveTask { task: version.task }, Change::RemoveWriteBack { task: version.task }];
+        self.context.catalog.commit(changes, Durability::Durable).await?;
+        if let Some(before) = self.publish(task, None) {
+            self.let_go(before);
+        }
+        if self.cluster.is_some() {
+            self.graves.borrow_mut().note(version.task, version.generation);
         }
         Ok(())
     }
@@ -273,21 +195,28 @@ impl Owner {
     /// Tries again later.
     async fn put_off(self: &Rc<Self>, entry: &Rc<Entry>, error: &ObjectError) {
         let (attempts, record) = entry.note_failure(error, false);
-        let delay = backoff(attempts);
+        let (now_ms, mut delay) = (unix_ms(), backoff(attempts));
+        if let ObjectError::Busy { retry_after, .. } = error {
+            delay = delay.max(*retry_after);
+            self.queue.pace.slow_down(now_ms.saturating_add(milliseconds(*retry_after)), now_ms);
+        }
+        self.queue.pace.failed();
         self.context.metrics.writeback_attempted(false);
         tracing::warn!(object = %entry.task.target.name, attempts, %error, "write-back failed; trying again in {delay:?}");
         self.save_entry(entry, record).await;
-        self.queue.put_off(entry, unix_ms() + milliseconds(delay));
+        self.queue.put_off(entry, now_ms.saturating_add(milliseconds(delay)), true);
     }
 
     /// Waiting does not heal this.
-    async fn give_up(self: &Rc<Self>, version: &Rc<Version>, entry: &Rc<Entry>, error: ObjectError) {
+    async fn give_up(self: &Rc<Self>, entry: &Rc<Entry>, error: ObjectError) {
         let (attempts, record) = entry.note_failure(&error, true);
         self.context.metrics.writeback_attempted(false);
         tracing::error!(object = %entry.task.target.name, attempts, %error, "write-back set aside as a dead letter");
         // A client that still waits for its DELETE is told that it failed, and the object is there again.
-        let told = version.state.get() == TaskState::Deleted && entry.is_awaited();
-        if told && self.drop_tombstone(version, entry).await.is_ok() {
+        let tombstone = entry.task.current().filter(|version| version.state.get() == TaskState::Deleted);
+        if let Some(tombstone) = tombstone.filter(|_| entry.is_awaited())
+            && self.drop_version(&entry.task, &tombstone).await.is_ok()
+        {
             self.queue.finish(entry, Some(Err(error)));
             return;
         }
@@ -303,27 +232,6 @@ impl Owner {
     }
 }
 
-/// Whether a number was given long ago: its version may have been replaced by one that is forgotten here.
-fn is_late(generation: u64) -> bool {
-    let late_ms = milliseconds(WRITE_LATE);
-    generation / 1000 < unix_ms().saturating_sub(late_ms)
-}
-
-/// Whether a key, taken for a path, names its bucket or something outside of it. A server that cleans paths would
-/// delete the bucket with all it holds (SeaweedFS does so for the key `/`).
-fn leads_out_of_bucket(key: &str) -> bool {
-    let mut depth = 0_usize;
-    for segment in key.split('/') {
-        match segment {
-            "" | "." => {}
-            ".." if depth == 0 => return true,
-            ".." => depth -= 1,
-            _ => depth += 1,
-        }
-    }
-    depth == 0
-}
-
 /// The pause before the next attempt: doubled each time, capped, and spread by the attempt's own time so that many
 /// entries do not come back together.
 fn backoff(attempts: u32) -> Duration {
@@ -331,19 +239,4 @@ fn backoff(attempts: u32) -> Duration {
     let capped = doubled.min(WRITEBACK_RETRY_DELAY_MAX);
     let spread = Duration::from_millis(unix_ms() % 251);
     capped.mul_f64(0.75) + spread
-}
-
-#[cfg(test)]
-mod tests {
-    use super::leads_out_of_bucket;
-
-    #[test]
-    fn keys_that_a_server_could_take_for_its_bucket() {
-        for key in ["/", "//", ".", "..", "a/..", "../a", "a/../../b/c", "./", "a/b/../../"] {
-            assert!(leads_out_of_bucket(key), "{key}");
-        }
-        for key in ["a", "a/", "/a", "a/../b", "..a", "a/...", "a//b", "a/b/.."] {
-            assert!(!leads_out_of_bucket(key), "{key}");
-        }
-    }
 }

@@ -10,15 +10,22 @@ use event_listener::Event;
 use crate::catalog::{PartRecord, WriteBackRecord};
 use crate::engine::error::ObjectError;
 use crate::engine::task::Task;
+use crate::engine::writeback::pace::Pace;
+use crate::engine::writeback::table::Step;
 use crate::limits::{HOME_PATIENCE, WRITEBACK_LOOK_DELAY, WRITEBACK_LOOK_DELAY_MAX, WRITEBACK_POLL};
 use crate::rt::mailbox::oneshot;
 use crate::rt::time::{milliseconds, timeout};
 
-/// The queue of one shard. An entry that is in `entries` is in exactly one of: `ready`, `delayed`, running, aside.
+/// The queue of one shard. An entry that is in `entries` is in exactly one of: `ready`, `again`, `delayed`, running,
+/// aside.
 #[derive(Default)]
 pub struct Queue {
+    /// How hard the backend is pushed.
+    pub pace: Pace,
     entries: RefCell<HashMap<TaskId, Rc<Entry>>>,
     ready: RefCell<BTreeSet<Key>>,
+    /// Failed before, and due: tried as often as the pace allows.
+    again: RefCell<BTreeSet<Key>>,
     delayed: RefCell<BTreeSet<(u64, Key)>>,
     running: Cell<usize>,
     changed: Event,
@@ -40,7 +47,13 @@ pub struct Entry {
     pub record: RefCell<WriteBackRecord>,
     /// Parts of its multipart upload that the backend has acknowledged.
     pub parts: RefCell<BTreeMap<u32, PartRecord>>,
+    /// The step that is being carried out, while it runs.
+    pub step: Cell<Option<Step>>,
+    /// A person wants the backend overwritten, whatever others wrote there.
+    pub forced: Cell<bool>,
     due_ms: Cell<u64>,
+    /// The last attempt failed; it did not merely wait for somebody.
+    failed: Cell<bool>,
     aside: Cell<bool>,
     looks: Cell<u32>,
     /// Since when the home cannot be reached (Unix ms); 0 while it can.
@@ -63,6 +76,21 @@ pub struct QueueStats {
 impl Entry {
     fn key(&self) -> Key {
         (self.record.borrow().sequence, self.task.target.task)
+    }
+
+    /// Whether it was set aside.
+    pub fn is_aside(&self) -> bool {
+        self.aside.get()
+    }
+
+    /// When it is tried again, if it waits for that (Unix ms); a time that is past if not.
+    pub fn due_ms(&self) -> u64 {
+        self.due_ms.get()
+    }
+
+    /// Whether it waits for another peer to tell the backend.
+    pub fn waits_for_home(&self) -> bool {
+        self.looks.get() > 0 && !self.failed.get()
     }
 
     /// Whether a client waits for the outcome now.
@@ -128,7 +156,10 @@ impl Queue {
             generation: record.generation,
             record: RefCell::new(record),
             parts: RefCell::new(parts),
+            step: Cell::default(),
+            forced: Cell::default(),
             due_ms: Cell::new(0),
+            failed: Cell::default(),
             aside: Cell::new(false),
             looks: Cell::new(0),
             home_silent_ms: Cell::new(0),
@@ -140,27 +171,55 @@ impl Queue {
         self.changed.notify(usize::MAX);
     }
 
+    /// The entry of a task.
+    pub fn entry(&self, task: &TaskId) -> Option<Rc<Entry>> {
+        self.entries.borrow().get(task).cloned()
+    }
+
     /// What was put off about a task is due now.
     pub fn hurry_task(&self, task: &TaskId) {
-        let Some(entry) = self.entries.borrow().get(task).cloned() else { return };
-        if self.delayed.borrow_mut().remove(&(entry.due_ms.get(), entry.key())) {
+        let Some(entry) = self.entry(task) else { return };
+        if self.unwait(&entry) {
             self.ready.borrow_mut().insert(entry.key());
             self.changed.notify(usize::MAX);
         }
     }
 
-    /// Everything that was put off is due now: whoever it waited for may be gone.
+    /// Everything that was put off is due now: whoever it waited for may be gone, or the backend is back.
     pub fn hurry(&self) {
         let delayed = std::mem::take(&mut *self.delayed.borrow_mut());
-        self.ready.borrow_mut().extend(delayed.into_iter().map(|(_, key)| key));
+        for (_, key) in delayed {
+            self.become_due(key);
+        }
         self.changed.notify(usize::MAX);
+    }
+
+    /// A person wants an entry tried now, also one that was set aside.
+    pub fn revive(&self, entry: &Rc<Entry>) {
+        if self.holds(entry) && (entry.aside.replace(false) || self.unwait(entry)) {
+            entry.record.borrow_mut().dead = false;
+            self.ready.borrow_mut().insert(entry.key());
+            self.changed.notify(usize::MAX);
+        }
+    }
+
+    /// Takes an entry out of those that wait for their time.
+    fn unwait(&self, entry: &Entry) -> bool {
+        self.delayed.borrow_mut().remove(&(entry.due_ms.get(), entry.key()))
+            || self.again.borrow_mut().remove(&entry.key())
+    }
+
+    fn become_due(&self, key: Key) {
+        let failed = self.entries.borrow().get(&key.1).is_some_and(|entry| entry.failed.get());
+        let due = if failed { &self.again } else { &self.ready };
+        due.borrow_mut().insert(key);
     }
 
     /// Drops the entry of a task whose version was replaced. If it runs, it finds out by itself.
     pub fn remove(&self, task: &Task) {
         if let Some(entry) = self.entries.borrow_mut().remove(&task.target.task) {
             self.ready.borrow_mut().remove(&entry.key());
-            self.delayed.borrow_mut().remove(&(entry.due_ms.get(), entry.key()));
+            self.unwait(&entry);
         }
     }
 
@@ -178,22 +237,35 @@ impl Queue {
         receiver
     }
 
-    /// The oldest entry that may run now; it counts as running.
-    pub fn start_next(&self, now_ms: u64) -> Option<Rc<Entry>> {
-        let (mut ready, mut delayed) = (self.ready.borrow_mut(), self.delayed.borrow_mut());
-        while let Some((due_ms, key)) = delayed.first().copied().filter(|(due_ms, _)| *due_ms <= now_ms) {
-            delayed.remove(&(due_ms, key));
-            ready.insert(key);
+    /// What was put off until now, or earlier, is due.
+    fn wake_due(&self, now_ms: u64) {
+        let due = {
+            let mut delayed = self.delayed.borrow_mut();
+            let first_later = (now_ms.saturating_add(1), (0, TaskId::from_bytes([0; 32])));
+            let later = delayed.split_off(&first_later);
+            std::mem::replace(&mut *delayed, later)
+        };
+        for (_, key) in due {
+            self.become_due(key);
         }
-        let (_, task) = ready.pop_first()?;
-        let entry = self.entries.borrow().get(&task).cloned()?;
-        self.running.set(self.running.get() + 1);
-        Some(entry)
     }
 
-    /// Entries that run now.
-    pub fn running(&self) -> usize {
-        self.running.get()
+    /// The oldest entry that may run now; it counts as running.
+    pub fn start_next(&self, now_ms: u64) -> Option<Rc<Entry>> {
+        self.wake_due(now_ms);
+        if !self.pace.may_begin(self.running.get(), now_ms) {
+            return None;
+        }
+        let (ready, again) = (self.ready.borrow().first().copied(), self.again.borrow().first().copied());
+        // The oldest one first; what failed before only as often as the pace allows.
+        let is_older = again.is_some_and(|again| ready.is_none_or(|ready| again < ready));
+        let (_, task) = match is_older && self.pace.may_repeat(now_ms) {
+            true => self.again.borrow_mut().pop_first()?,
+            false => self.ready.borrow_mut().pop_first()?,
+        };
+        let entry = self.entry(&task)?;
+        self.running.set(self.running.get() + 1);
+        Some(entry)
     }
 
     /// Ends a running entry: it is done, refused for good (an error), or void (`None`).
@@ -211,8 +283,9 @@ impl Queue {
     }
 
     /// Tries a running entry again at `due_ms`.
-    pub fn put_off(&self, entry: &Rc<Entry>, due_ms: u64) {
+    pub fn put_off(&self, entry: &Rc<Entry>, due_ms: u64, failed: bool) {
         entry.due_ms.set(due_ms);
+        entry.failed.set(failed);
         if self.holds(entry) {
             self.delayed.borrow_mut().insert((due_ms, entry.key()));
         }

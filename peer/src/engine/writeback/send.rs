@@ -10,26 +10,27 @@ use std::collections::BTreeMap;
 use std::rc::Rc;
 
 use dfstore_proto::crc::whole_crc32;
-use dfstore_proto::ids::ObjectName;
+use dfstore_proto::ids::{ObjectName, TaskId};
 use dfstore_proto::object::ObjectMeta;
 use futures_util::{StreamExt, TryStreamExt};
 
-use crate::background::BackgroundError;
 use crate::catalog::{Change, PartRecord, UploadStarted};
 use crate::engine::error::ObjectError;
 use crate::engine::numbers;
 use crate::engine::owner::Owner;
 use crate::engine::version::StoredPiece;
 use crate::engine::writeback::Entry;
+use crate::engine::writeback::strays::Begun;
 use crate::limits::{MULTIPART_THRESHOLD_BYTES, PART_BYTES_MIN, PARTS_IN_FLIGHT_MAX, PARTS_MAX, PIECE_BYTES};
 use crate::rt::arena::{Holder, Slot};
 use crate::rt::mailbox::{Sender, mailbox};
 use crate::rt::shard::spawn_local;
-use crate::rt::time::unix_ms;
-use crate::sidecar::backend::{BackendErrorKind, BodySource, PutRequest, Stored, Upload, UploadedPart};
+use crate::sidecar::backend::{BackendErrorKind, BodySource, PutRequest, Stored, Upload, UploadedPart, WriteCondition};
 
 /// A version on its way to the backend.
 pub struct Outgoing {
+    /// Which object it is a version of.
+    pub task: TaskId,
     /// Where to.
     pub name: ObjectName,
     /// Its attributes.
@@ -38,15 +39,17 @@ pub struct Outgoing {
     pub generation: u64,
     /// CRC32 of the whole.
     pub crc32: Option<u32>,
-    /// All its pieces, in order.
-    pub pieces: Vec<StoredPiece>,
-    /// Set when one of them cannot be read: trying again does not help.
+    /// All its pieces with their numbers, in order.
+    pub pieces: Vec<(u32, StoredPiece)>,
+    /// What must hold of the object there.
+    pub condition: WriteCondition,
+    /// Set when a piece cannot be read, and nobody else has it: trying again does not help.
     pub damaged: Rc<Cell<bool>>,
 }
 
 impl Outgoing {
     fn length(&self) -> u64 {
-        self.pieces.iter().map(|piece| u64::from(piece.length)).sum()
+        self.pieces.iter().map(|(_, piece)| u64::from(piece.length)).sum()
     }
 
     fn request(&self) -> PutRequest {
@@ -55,19 +58,25 @@ impl Outgoing {
             meta: self.meta.clone(),
             written_as: numbers::written_as(self.crc32, self.generation),
             crc32: self.crc32,
-            only_if_absent: false,
+            condition: self.condition.clone(),
         }
     }
 }
 
 impl Owner {
-    /// Sends a version; gives its attributes as the backend now has them. Progress of a multipart upload is kept with
-    /// the queue's entry, if there is one.
-    pub async fn send(
+    /// Sends a version; gives its attributes as the backend now has them.
+    pub async fn send(self: &Rc<Self>, outgoing: &Outgoing) -> Result<ObjectMeta, ObjectError> {
+        let stored = self.transmit(outgoing, None).await?;
+        self.verify(outgoing, &stored).await
+    }
+
+    /// Gives the bytes of a version to the backend. Progress of a multipart upload is kept with the queue's entry, if
+    /// there is one.
+    pub async fn transmit(
         self: &Rc<Self>,
         outgoing: &Outgoing,
         entry: Option<&Rc<Entry>>,
-    ) -> Result<ObjectMeta, ObjectError> {
+    ) -> Result<Stored, ObjectError> {
         let stored = if outgoing.length() < MULTIPART_THRESHOLD_BYTES {
             let body = self.stream(outgoing, &outgoing.pieces);
             self.context.backend.put(outgoing.request(), body).await.map_err(ObjectError::from)
@@ -77,8 +86,11 @@ impl Owner {
         if outgoing.damaged.get() {
             return Err(ObjectError::Internal(format!("{} is damaged on disk", outgoing.name)));
         }
-        let stored = stored?;
-        // What the backend says of it is what every later answer is compared with.
+        stored
+    }
+
+    /// Looks at what was stored; gives its attributes as the backend has them: what every later answer is compared with.
+    pub async fn verify(&self, outgoing: &Outgoing, stored: &Stored) -> Result<ObjectMeta, ObjectError> {
         let mut meta = self.context.backend.head(outgoing.name.clone()).await?;
         if meta.length != outgoing.length() {
             return Err(ObjectError::BackendUnavailable(format!(
@@ -91,7 +103,7 @@ impl Owner {
         if meta.etag != stored.etag && !stored.etag.is_empty() {
             tracing::warn!(object = %outgoing.name, "the backend's object was replaced while it was written back");
             // Our bytes under the other one's tag would pass every check: under our own the next one finds out.
-            meta.etag = stored.etag;
+            meta.etag.clone_from(&stored.etag);
         }
         Ok(meta)
     }
@@ -102,13 +114,14 @@ impl Owner {
         entry: Option<&Rc<Entry>>,
     ) -> Result<Stored, ObjectError> {
         let part_bytes = part_bytes(outgoing.length());
-        let (upload, there) = self.find_or_create_upload(outgoing, part_bytes, entry).await?;
+        let (begun, there) = self.find_or_create_upload(outgoing, part_bytes, entry).await?;
+        let upload = begun.upload();
         let per_part = usize::try_from(part_bytes / u64::from(PIECE_BYTES)).expect("a part is at most 5 GiB");
         let parts = outgoing.pieces.chunks(per_part).zip(1..).map(|(pieces, number)| {
             let (upload, known) = (upload.clone(), there.get(&number).cloned());
             async move {
                 let crc32 = part_crc32(pieces);
-                let length_bytes: u64 = pieces.iter().map(|piece| u64::from(piece.length)).sum();
+                let length_bytes: u64 = pieces.iter().map(|(_, piece)| u64::from(piece.length)).sum();
                 match known {
                     Some(part) if part.crc32 == Some(crc32) && part.length_bytes == length_bytes => Ok(part),
                     _ => {
@@ -119,29 +132,25 @@ impl Owner {
             }
         });
         let sent = futures_util::stream::iter(parts).buffered(PARTS_IN_FLIGHT_MAX).try_collect::<Vec<_>>().await;
-        let result = match sent {
+        match sent {
             // While the parts were sent another peer may have come to decide, or a newer version to be here.
             Ok(_) if entry.is_some_and(|entry| !self.may_send(entry)) => {
                 Err(ObjectError::VersionChanged(outgoing.name.to_string()))
             }
             Ok(parts) => {
-                let completed = self.context.backend.complete_upload(upload.clone(), outgoing.request(), parts).await;
+                let completed = self.context.backend.complete_upload(upload, outgoing.request(), parts).await;
+                if completed.is_ok() {
+                    self.upload_completed(begun).await;
+                }
                 completed.map_err(ObjectError::from)
             }
             Err(error) => Err(error),
-        };
-        // Without an entry in the queue nobody will resume it.
-        if result.is_err() && entry.is_none_or(|entry| !self.queue.holds(entry)) {
-            let (backend, upload) = (self.context.backend.clone(), upload.clone());
-            spawn_local(async move { drop(backend.abort_upload(upload).await) });
         }
-        result
     }
 
     /// Whether the version of an entry is still to be sent, and by this peer.
-    pub fn may_send(&self, entry: &Entry) -> bool {
-        let decides = !self.is_away(&entry.task.target.task) || entry.is_home_lost(unix_ms());
-        decides && self.queue.holds(entry)
+    fn may_send(&self, entry: &Entry) -> bool {
+        self.decides(entry) && self.queue.holds(entry)
     }
 
     async fn send_part(
@@ -170,22 +179,22 @@ impl Owner {
         outgoing: &Outgoing,
         part_bytes: u64,
         entry: Option<&Rc<Entry>>,
-    ) -> Result<(Upload, BTreeMap<u32, UploadedPart>), ObjectError> {
+    ) -> Result<(Begun, BTreeMap<u32, UploadedPart>), ObjectError> {
         let started = entry.and_then(|entry| entry.record.borrow().upload.clone());
         if let Some(started) = started.filter(|started| started.part_bytes == part_bytes) {
             let upload = Upload { name: outgoing.name.clone(), upload_id: started.upload_id };
             match self.context.backend.list_parts(upload.clone()).await {
                 Ok(parts) => {
                     let sent = entry.map(|entry| entry.parts.borrow().clone()).unwrap_or_default();
-                    return Ok((upload, resumable(parts, &sent)));
+                    return Ok((self.upload_resumed(outgoing.task, upload), resumable(parts, &sent)));
                 }
                 Err(error) if error.kind == BackendErrorKind::NoSuchUpload => {}
                 Err(error) => return Err(error.into()),
             }
         }
-        let upload = self.context.backend.create_upload(outgoing.request()).await?;
+        let begun = self.begin_upload(outgoing.task, outgoing.request()).await?;
         if let Some(entry) = entry {
-            let started = UploadStarted { upload_id: upload.upload_id.clone(), part_bytes };
+            let started = UploadStarted { upload_id: begun.upload().upload_id, part_bytes };
             entry.record.borrow_mut().upload = Some(started);
             entry.parts.borrow_mut().clear();
             let record = entry.record.borrow().clone();
@@ -194,33 +203,40 @@ impl Owner {
                 self.commit_lazily(vec![Change::RemoveParts { task }, Change::PutWriteBack { task, record }]).await;
             }
         }
-        Ok((upload, BTreeMap::new()))
+        Ok((begun, BTreeMap::new()))
     }
 
     /// The bytes of `pieces`, read as they are needed. A piece that cannot be read ends the stream early, which fails
     /// the request.
-    fn stream(self: &Rc<Self>, outgoing: &Outgoing, pieces: &[StoredPiece]) -> BodySource {
+    fn stream(self: &Rc<Self>, outgoing: &Outgoing, pieces: &[(u32, StoredPiece)]) -> BodySource {
         let (sender, slots) = mailbox(1);
-        let length_bytes = pieces.iter().map(|piece| u64::from(piece.length)).sum();
+        let length_bytes = pieces.iter().map(|(_, piece)| u64::from(piece.length)).sum();
         let (owner, pieces, damaged) = (self.clone(), pieces.to_vec(), outgoing.damaged.clone());
-        spawn_local(async move { damaged.set(owner.feed(pieces, sender).await.is_err() || damaged.get()) });
+        let (task, generation) = (outgoing.task, outgoing.generation);
+        spawn_local(async move {
+            let Some(number) = owner.feed(pieces, sender).await else { return };
+            // Where others hold it, it comes from there before the next attempt.
+            if owner.quarantine(&task, generation, number).await.is_err() {
+                damaged.set(true);
+            }
+        });
         BodySource::Stream { length_bytes, slots }
     }
 
-    /// Fails when a piece cannot be read. That the receiver has gone is no failure of ours.
-    async fn feed(&self, pieces: Vec<StoredPiece>, sender: Sender<Slot>) -> Result<(), BackgroundError> {
-        for piece in pieces {
+    /// Gives the number of a piece that cannot be read. That the receiver has gone is no failure of ours.
+    async fn feed(&self, pieces: Vec<(u32, StoredPiece)>, sender: Sender<Slot>) -> Option<u32> {
+        for (number, piece) in pieces {
             let slot = self.context.arena.take(piece.length as usize, Holder::WriteBack).await;
             let read = self.context.background.read_piece(piece.lease, piece.length as usize, piece.crc32, slot).await;
-            let slot = read.inspect_err(|error| {
-                self.metrics.piece_quarantined();
-                tracing::error!(%error, "a piece that the backend does not have yet cannot be read");
-            })?;
+            let read = read.inspect_err(|error| {
+                tracing::error!(%error, number, "a piece that the backend does not have yet cannot be read");
+            });
+            let Ok(slot) = read else { return Some(number) };
             if sender.send(slot).await.is_err() {
                 break;
             }
         }
-        Ok(())
+        None
     }
 }
 
@@ -229,9 +245,9 @@ fn part_bytes(length: u64) -> u64 {
     length.div_ceil(PARTS_MAX).next_multiple_of(u64::from(PIECE_BYTES)).max(PART_BYTES_MIN)
 }
 
-fn part_crc32(pieces: &[StoredPiece]) -> u32 {
-    let length = pieces.iter().map(|piece| u64::from(piece.length)).sum();
-    whole_crc32(length, PIECE_BYTES, pieces.iter().map(|piece| piece.crc32))
+fn part_crc32(pieces: &[(u32, StoredPiece)]) -> u32 {
+    let length = pieces.iter().map(|(_, piece)| u64::from(piece.length)).sum();
+    whole_crc32(length, PIECE_BYTES, pieces.iter().map(|(_, piece)| piece.crc32))
 }
 
 /// The parts that the backend lists and that we know to have sent: same number, and same entity tag unless the backend

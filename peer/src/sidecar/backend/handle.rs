@@ -11,8 +11,8 @@ use dfstore_proto::object::ObjectMeta;
 use super::configured::Configured;
 use super::error::{BackendError, BackendErrorKind};
 use super::{
-    Backend, BodySource, Fetched, GetRequest, Head, ListPage, ListRequest, PutRequest, Result, Stored, Upload,
-    UploadedPart,
+    Backend, BodySource, Fetched, GetRequest, Head, ListPage, ListRequest, ListedUpload, PutRequest, Result, Stored,
+    Upload, UploadedPart,
 };
 use crate::config::{BackendDescription, BackendOptions};
 use crate::metrics::BackendOperation;
@@ -31,7 +31,7 @@ pub(in crate::sidecar) enum Call {
     CompleteUpload { upload: Upload, request: PutRequest, parts: Vec<UploadedPart>, reply: Reply<Stored> },
     AbortUpload(Upload, Reply<()>),
     ListParts(Upload, Reply<Vec<UploadedPart>>),
-    ListUploads { bucket: String, prefix: String, reply: Reply<Vec<Upload>> },
+    ListUploads { bucket: String, prefix: String, reply: Reply<Vec<ListedUpload>> },
     Copy { source: ObjectName, target: ObjectName, reply: Reply<Stored> },
     Delete(ObjectName, Reply<()>),
     List(ListRequest, Reply<ListPage>),
@@ -170,7 +170,7 @@ impl BackendHandle {
     }
 
     /// Uploads in progress of keys that start with `prefix`.
-    pub async fn list_uploads(&self, bucket: String, prefix: String) -> Result<Vec<Upload>> {
+    pub async fn list_uploads(&self, bucket: String, prefix: String) -> Result<Vec<ListedUpload>> {
         let target = bucket.clone();
         self.call(BackendOperation::ListUploads, target, |reply| Call::ListUploads { bucket, prefix, reply }).await
     }

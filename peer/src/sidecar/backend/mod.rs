@@ -77,8 +77,20 @@ pub struct PutRequest {
     pub written_as: String,
     /// CRC32 (IEEE) of the whole object where known: sent to the providers that check it.
     pub crc32: Option<u32>,
-    /// Fails with `PreconditionFailed` if the object exists already. On a multipart upload it counts when completing.
-    pub only_if_absent: bool,
+    /// Fails with `PreconditionFailed` unless this holds. On a multipart upload it counts when completing.
+    pub condition: WriteCondition,
+}
+
+/// What must hold of the object in the backend for a write to happen.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum WriteCondition {
+    /// Nothing.
+    #[default]
+    Always,
+    /// It does not exist.
+    IfAbsent,
+    /// It has this entity tag. Heeded only by providers that know it.
+    IfMatch(String),
 }
 
 /// The bytes of a write.
@@ -108,6 +120,15 @@ pub struct Upload {
     pub name: ObjectName,
     /// The backend's name for the upload.
     pub upload_id: String,
+}
+
+/// A multipart upload that the backend lists.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ListedUpload {
+    /// The upload.
+    pub upload: Upload,
+    /// When it was begun, in milliseconds since the Unix epoch; 0 where the backend does not say.
+    pub begun_at_ms: u64,
 }
 
 /// A part that the backend has.
@@ -192,7 +213,7 @@ pub trait Backend: Send + Sync {
     /// The parts that the backend has, in order. `NoSuchUpload` when it does not know the upload.
     fn list_parts<'a>(&'a self, upload: &'a Upload) -> BoxFuture<'a, Result<Vec<UploadedPart>>>;
     /// Uploads in progress of keys that start with `prefix` (the first thousand).
-    fn list_uploads<'a>(&'a self, bucket: &'a str, prefix: &'a str) -> BoxFuture<'a, Result<Vec<Upload>>>;
+    fn list_uploads<'a>(&'a self, bucket: &'a str, prefix: &'a str) -> BoxFuture<'a, Result<Vec<ListedUpload>>>;
     /// Copies an object within the backend.
     fn copy<'a>(&'a self, source: &'a ObjectName, target: &'a ObjectName) -> BoxFuture<'a, Result<Stored>>;
     /// Deletes an object. One that is not there is deleted.

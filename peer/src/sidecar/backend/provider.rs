@@ -3,6 +3,7 @@
 //! Pure: a [`Profile`] is made from the options and nothing else. The client asks the profile and never the provider's
 //! name, so that another provider is another row here. Sources: AWS's and Alibaba Cloud's API references.
 
+use super::WriteCondition;
 use crate::config::{BackendOptions, Provider};
 
 /// One provider's dialect.
@@ -20,6 +21,8 @@ pub struct Profile {
     pub checks_whole_object: bool,
     /// How "only if absent" is said.
     pub only_if_absent: OnlyIfAbsent,
+    /// Whether a write may carry `If-Match`.
+    pub writes_if_match: bool,
     /// Location constraint of new buckets, if they need one.
     pub location_constraint: Option<String>,
 }
@@ -33,7 +36,32 @@ pub enum OnlyIfAbsent {
     ForbidOverwrite,
 }
 
+/// The headers of a conditional write.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ConditionHeaders {
+    /// `If-None-Match`.
+    pub if_none_match: Option<String>,
+    /// `If-Match`.
+    pub if_match: Option<String>,
+    /// `x-oss-forbid-overwrite: true`.
+    pub forbid_overwrite: bool,
+}
+
 impl Profile {
+    /// How this provider is told of a condition.
+    pub fn condition_headers(&self, condition: &WriteCondition) -> ConditionHeaders {
+        let mut headers = ConditionHeaders::default();
+        match condition {
+            WriteCondition::Always => {}
+            WriteCondition::IfAbsent => match self.only_if_absent {
+                OnlyIfAbsent::IfNoneMatch => headers.if_none_match = Some("*".to_owned()),
+                OnlyIfAbsent::ForbidOverwrite => headers.forbid_overwrite = true,
+            },
+            WriteCondition::IfMatch(etag) => headers.if_match = self.writes_if_match.then(|| etag.clone()),
+        }
+        headers
+    }
+
     /// The dialect that these options ask for, in this region (empty where unknown).
     pub fn of(options: &BackendOptions, region: &str) -> Profile {
         match options.provider {
@@ -66,6 +94,7 @@ fn s3(options: &BackendOptions, region: &str) -> Profile {
         sends_checksums: true,
         checks_whole_object: is_aws,
         only_if_absent: OnlyIfAbsent::IfNoneMatch,
+        writes_if_match: true,
         endpoint_url,
     }
 }
@@ -83,6 +112,7 @@ fn oss(options: &BackendOptions, region: &str) -> Profile {
         sends_checksums: false,
         checks_whole_object: false,
         only_if_absent: OnlyIfAbsent::ForbidOverwrite,
+        writes_if_match: false,
         // The endpoint decides where a bucket lives.
         location_constraint: None,
     }
@@ -148,6 +178,21 @@ mod tests {
         assert_eq!(profile.only_if_absent, OnlyIfAbsent::ForbidOverwrite);
         assert!(profile.check_bucket("a-1").is_ok());
         assert!(profile.check_bucket("a.b").is_err());
+    }
+
+    #[test]
+    fn conditions_are_said_in_the_providers_own_way() {
+        let (s3, oss) = (profile(Provider::S3, "", ""), profile(Provider::Oss, "cn-beijing", ""));
+        let none = ConditionHeaders::default();
+        let if_match = WriteCondition::IfMatch("\"e\"".into());
+        let star = ConditionHeaders { if_none_match: Some("*".into()), ..none.clone() };
+        assert_eq!(s3.condition_headers(&WriteCondition::IfAbsent), star);
+        let forbidden = ConditionHeaders { forbid_overwrite: true, ..none.clone() };
+        assert_eq!(oss.condition_headers(&WriteCondition::IfAbsent), forbidden);
+        let matching = ConditionHeaders { if_match: Some("\"e\"".into()), ..none.clone() };
+        assert_eq!(s3.condition_headers(&if_match), matching);
+        assert_eq!(oss.condition_headers(&if_match), none, "OSS has no such condition");
+        assert_eq!(s3.condition_headers(&WriteCondition::Always), none);
     }
 
     #[test]

@@ -1,10 +1,10 @@
-//! Hello and the versions: who meets whom, which connections carry what version 2 added, and the requests of a cluster
+//! Hello and the versions: who meets whom, which connections carry what later versions added, and the requests of a cluster
 //! from question to answer.
 
 use super::*;
 use crate::message::{
-    Fetch, GetConfig, KnownVersion, Locate, Nodes, NodesOk, PieceRuns, Reserve, Reserved, Track, Tracked, VersionInfo,
-    VersionState,
+    Done, Fetch, GetConfig, KnownVersion, Locate, Nodes, NodesOk, PieceRuns, Queue, QueueOk, Reserve, Reserved, Scrub,
+    ScrubOk, Steer, SteerOrder, Track, Tracked, VersionInfo, VersionState,
 };
 use crate::object::{PieceRun, Source};
 
@@ -137,6 +137,33 @@ fn messages_of_version_2_are_refused_on_a_connection_of_version_1() {
 }
 
 #[test]
+fn messages_of_version_3_are_refused_on_a_connection_of_version_2() {
+    let older = Versions { min: 1, max: 2 };
+    let steer = Steer { target: target(), order: SteerOrder::Retry, force: false };
+    for message in [Message::from(Queue::default()), steer.into(), Scrub::default().into()] {
+        let refused = Violation::NotInVersion { frame_type: message.frame_type(), needs: 3, version: 2 };
+        for role in [Role::Client, Role::Peer] {
+            let mut pair = meet(older, role).unwrap();
+            let mut wire = BytesMut::new();
+            assert_eq!(pair.client.request(message.clone(), &mut wire), Err(SendError::NotNow(refused)));
+            message.encode(RequestId(1), &mut wire).unwrap();
+            assert_eq!(feed(&mut pair.server, &wire), Err(refused.into()));
+        }
+    }
+}
+
+#[test]
+fn the_queue_is_shown_and_steered() {
+    let mut pair = meet(Versions::OURS, Role::Client).unwrap();
+    let shown = pair.request(Queue::default());
+    let steered = pair.request(Steer { target: target(), order: SteerOrder::Drop, force: true });
+    let scrubbed = pair.request(Scrub { begin: true });
+    assert!(pair.answer(scrubbed, ScrubOk::default()));
+    assert!(pair.answer(steered, Done {}));
+    assert!(pair.answer(shown, QueueOk::default()));
+}
+
+#[test]
 fn clients_say_nothing_that_is_for_peers() {
     for message in [Message::from(locate()), fetch(0).into(), track().into(), GetConfig {}.into()] {
         let refused = Violation::NotOfThisRole(message.frame_type());
@@ -148,7 +175,15 @@ fn clients_say_nothing_that_is_for_peers() {
     }
     for &kind in FrameType::ALL {
         let is_new = crate::message::CLUSTER_TYPES.contains(&kind.number());
-        assert_eq!(kind.version(), if is_new { 2 } else { 1 }, "{}", kind.name());
+        let is_newest = crate::message::QUEUE_TYPES.contains(&kind.number());
+        let expected = if is_newest {
+            3
+        } else if is_new {
+            2
+        } else {
+            1
+        };
+        assert_eq!(kind.version(), expected, "{}", kind.name());
         assert!(is_new || !kind.is_between_peers());
     }
     let mut pair = meet(Versions::OURS, Role::Client).unwrap();

@@ -26,8 +26,8 @@ use super::failure::{Refusal, classify};
 use super::provider::Profile;
 use super::tuning::BackendTuning;
 use super::{
-    Backend, BodySource, GetRequest, Head, ListPage, ListRequest, PutRequest, Result, Stored, Upload, UploadedPart,
-    client,
+    Backend, BodySource, GetRequest, Head, ListPage, ListRequest, ListedUpload, PutRequest, Result, Stored, Upload,
+    UploadedPart, client,
 };
 use crate::config::BackendOptions;
 use crate::metrics::{BackendOperation, BackendOutcome, Metrics};
@@ -213,7 +213,7 @@ impl Backend for S3Backend {
         self.tried(|| self.parts_of(upload)).boxed()
     }
 
-    fn list_uploads<'a>(&'a self, bucket: &'a str, prefix: &'a str) -> BoxFuture<'a, Result<Vec<Upload>>> {
+    fn list_uploads<'a>(&'a self, bucket: &'a str, prefix: &'a str) -> BoxFuture<'a, Result<Vec<ListedUpload>>> {
         self.tried(|| self.uploads_of(bucket, prefix)).boxed()
     }
 

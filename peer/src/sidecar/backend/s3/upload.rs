@@ -13,9 +13,8 @@ use crate::limits::PARTS_MAX;
 use crate::metrics::BackendOperation;
 use crate::sidecar::backend::body::UploadBody;
 use crate::sidecar::backend::error::BackendErrorKind;
-use crate::sidecar::backend::provider::OnlyIfAbsent;
 use crate::sidecar::backend::s3::bucket::decoded;
-use crate::sidecar::backend::{BodySource, PutRequest, Result, Stored, Upload, UploadedPart};
+use crate::sidecar::backend::{BodySource, ListedUpload, PutRequest, Result, Stored, Upload, UploadedPart};
 use dfstore_proto::ids::ObjectName;
 
 impl S3Backend {
@@ -96,21 +95,21 @@ impl S3Backend {
         let name = &upload.name;
         let whole = request.crc32.filter(|_| self.profile.checks_whole_object).map(crc32_header);
         let completed = parts.iter().map(|part| self.completed(part)).collect();
-        let if_none_match = request.only_if_absent && self.profile.only_if_absent == OnlyIfAbsent::IfNoneMatch;
-        let forbid_overwrite = request.only_if_absent && !if_none_match;
+        let condition = self.profile.condition_headers(&request.condition);
         let sent = self
             .client
             .complete_multipart_upload()
             .bucket(&name.bucket)
             .key(&name.key)
             .upload_id(&upload.upload_id)
-            .set_if_none_match(if_none_match.then(|| "*".to_owned()))
+            .set_if_none_match(condition.if_none_match)
+            .set_if_match(condition.if_match)
             .set_checksum_type(whole.is_some().then_some(ChecksumType::FullObject))
             .set_checksum_crc32(whole.clone())
             .multipart_upload(CompletedMultipartUpload::builder().set_parts(Some(completed)).build())
             .customize()
             .mutate_request(move |request| {
-                if forbid_overwrite {
+                if condition.forbid_overwrite {
                     request.headers_mut().insert(FORBID_OVERWRITE, "true");
                 }
             })
@@ -173,7 +172,7 @@ impl S3Backend {
         }
     }
 
-    pub(super) async fn uploads_of(&self, bucket: &str, prefix: &str) -> Result<Vec<Upload>> {
+    pub(super) async fn uploads_of(&self, bucket: &str, prefix: &str) -> Result<Vec<ListedUpload>> {
         self.check_bucket(BackendOperation::ListUploads, bucket)?;
         let sent =
             self.client.list_multipart_uploads().bucket(bucket).prefix(prefix).encoding_type(EncodingType::Url).send();
@@ -181,7 +180,9 @@ impl S3Backend {
         let encoding = page.encoding_type();
         let uploads = page.uploads().iter().filter_map(|upload| {
             let key = decoded(encoding, upload.key()?);
-            Some(Upload { name: ObjectName::new(bucket, key), upload_id: upload.upload_id()?.to_owned() })
+            let begun_at_ms = upload.initiated().and_then(|at| at.to_millis().ok()?.try_into().ok()).unwrap_or(0);
+            let upload_id = upload.upload_id()?.to_owned();
+            Some(ListedUpload { upload: Upload { name: ObjectName::new(bucket, key), upload_id }, begun_at_ms })
         });
         Ok(uploads.collect())
     }

@@ -15,7 +15,6 @@ use crate::metrics::BackendOperation;
 use crate::sidecar::backend::body::UploadBody;
 use crate::sidecar::backend::error::BackendErrorKind;
 use crate::sidecar::backend::failure::Refusal;
-use crate::sidecar::backend::provider::OnlyIfAbsent;
 use crate::sidecar::backend::{BodySource, PutRequest, Result, Stored};
 
 /// OSS's way to write only if there is no such object.
@@ -43,14 +42,14 @@ impl S3Backend {
             .content_length(announced)
             .set_checksum_crc32(crc32.clone());
         let fluent = with_attributes(fluent, request);
-        let if_none_match = request.only_if_absent && self.profile.only_if_absent == OnlyIfAbsent::IfNoneMatch;
-        let forbid_overwrite = request.only_if_absent && !if_none_match;
+        let condition = self.profile.condition_headers(&request.condition);
         let sent = fluent
-            .set_if_none_match(if_none_match.then(|| "*".to_owned()))
+            .set_if_none_match(condition.if_none_match)
+            .set_if_match(condition.if_match)
             .body(body.into_stream())
             .customize()
             .mutate_request(move |request| {
-                if forbid_overwrite {
+                if condition.forbid_overwrite {
                     request.headers_mut().insert(FORBID_OVERWRITE, "true");
                 }
             })
