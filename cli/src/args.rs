@@ -5,7 +5,7 @@
 use std::ffi::OsString;
 use std::sync::LazyLock;
 
-use clap::{Args, Parser, Subcommand, ValueHint};
+use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
 use clap_complete::Shell;
 use dfstore_proto::limits::VERSION_MAX;
 use dfstore_proto::object::WriteMode;
@@ -49,6 +49,11 @@ pub enum Command {
     Prefetch(WorkArgs),
     /// Drop objects from the caches of all nodes. What the backend does not have stays.
     Evict(WorkArgs),
+    /// See and steer what waits on the peer for the backend.
+    #[command(subcommand)]
+    Writeback(WritebackCommand),
+    /// Show how the last check of the pieces on the peer's disk ended.
+    Scrub(ScrubArgs),
     /// Look after a cluster of peers.
     #[command(subcommand)]
     Cluster(ClusterCommand),
@@ -82,6 +87,9 @@ pub struct CpArgs {
     /// Durable copies to wait for: local (the peer's own), or peers:K (on K nodes of its cluster, this peer counted).
     #[arg(long, default_value = "local", value_name = "WHO", value_parser = parse_ack)]
     pub ack: Ack,
+    /// What to wait for when an upload is acknowledged: nothing more, or that the backend has the object too.
+    #[arg(long, default_value = "none", value_name = "FOR")]
+    pub wait: Wait,
     /// Connections to use at once.
     #[arg(long, default_value_t = PARALLEL_DEFAULT, value_name = "N",
           value_parser = clap::value_parser!(u8).range(1..=i64::from(PARALLEL_MAX)))]
@@ -132,6 +140,66 @@ pub struct WorkArgs {
 }
 
 #[derive(Debug, Subcommand)]
+pub enum WritebackCommand {
+    /// List what waits for the backend: state, age, attempts, bytes sent, and the last error.
+    Ls(QueueArgs),
+    /// Wait until nothing waits any more. A dead letter among it is a failure.
+    Wait(WaitArgs),
+    /// Try objects now, also dead letters. Of a prefix: its dead letters.
+    Retry(SteerArgs),
+    /// Give writes up for good: the backend never gets them, and what it has counts again. Dead letters only, unless
+    /// forced.
+    Drop(SteerArgs),
+}
+
+#[derive(Debug, Args)]
+pub struct QueueArgs {
+    /// Only what begins like this: dfs://BUCKET or dfs://BUCKET/PREFIX.
+    pub target: Option<String>,
+    /// Only dead letters: what is not tried again by itself.
+    #[arg(long)]
+    pub dead: bool,
+    /// Print one JSON object per line.
+    #[arg(long)]
+    pub json: bool,
+    /// Stop after this many entries.
+    #[arg(long, value_name = "N")]
+    pub limit: Option<usize>,
+}
+
+#[derive(Debug, Args)]
+pub struct WaitArgs {
+    /// Only for what begins like this: dfs://BUCKET or dfs://BUCKET/PREFIX.
+    pub target: Option<String>,
+    /// Give up after this many seconds, with exit code 1.
+    #[arg(long, value_name = "SECONDS")]
+    pub timeout: Option<u64>,
+    /// Do not show that it waits.
+    #[arg(short, long)]
+    pub quiet: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct SteerArgs {
+    /// dfs://BUCKET/KEY, or a prefix that ends in /: dfs://BUCKET/PREFIX/ (dfs://BUCKET/ is all of the bucket).
+    pub target: String,
+    /// Retry: replace what others wrote into the bucket meanwhile. Drop: also what is no dead letter. Of a prefix: all
+    /// that waits below it.
+    #[arg(long)]
+    pub force: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct ScrubArgs {
+    /// Begin a check, unless one runs, and wait for its end.
+    #[arg(long)]
+    pub now: bool,
+    /// Print JSON.
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Subcommand)]
 pub enum ClusterCommand {
     /// Show the nodes of the cluster that the peer belongs to.
     Status(StatusArgs),
@@ -173,6 +241,15 @@ pub enum Ack {
     Local,
     /// That many peers.
     Peers(u8),
+}
+
+/// What an upload waits for after it was acknowledged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Wait {
+    /// Nothing.
+    None,
+    /// That the backend has the object.
+    Backend,
 }
 
 /// What `--version` prints behind the name: the same as the command `version`.
@@ -254,7 +331,7 @@ mod tests {
     fn defaults_are_the_old_ones() {
         let args = cp("dfstore cp a b");
         assert_eq!((args.mode, args.max_replicas, args.filter.as_str()), (WriteMode::AsyncWriteBack, 3, ""));
-        assert_eq!((args.ack, args.no_progress), (Ack::Local, false));
+        assert_eq!((args.ack, args.wait, args.no_progress), (Ack::Local, Wait::None, false));
         assert!(cp("dfstore cp a b -q").quiet);
     }
 

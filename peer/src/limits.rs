@@ -123,6 +123,12 @@ pub const STRAY_UPLOAD_RETRY: Duration = Duration::from_secs(30);
 pub const STRAY_UPLOAD_WINDOW: Duration = Duration::from_secs(60);
 /// How often the write-back queue looks for entries whose pause is over.
 pub const WRITEBACK_POLL: Duration = Duration::from_millis(500);
+/// The first scrub begins at the latest this long after the start of the peer.
+pub const SCRUB_FIRST_DELAY_MAX: Duration = Duration::from_secs(3600);
+/// How often every piece on disk is read again unless the configuration says otherwise.
+pub const SCRUB_PERIOD_DEFAULT: Duration = Duration::from_secs(7 * 86_400);
+/// How fast, in bytes a second, for the whole process.
+pub const SCRUB_RATE_DEFAULT: u64 = 32 << 20;
 /// How often a shard evicts, trims its tables and reports.
 pub const HOUSEKEEPING_PERIOD: Duration = Duration::from_secs(1);
 

@@ -4,9 +4,11 @@
 //! ([`crate::oss_front`], [`crate::faulty_backend`]) build on: a thread that answers HTTP by asking a [`Front`]. The
 //! server ends, and its folder goes, when it is dropped.
 //!
-//! What s3s-fs does differently from S3, and is left so: it ignores conditions on reads, does not know
-//! ListMultipartUploads, gives no entity tags in listings, and keys are paths of a file system. One thing is mended
-//! here: it says that the keys of a listing are URL-encoded, and does not encode them.
+//! What s3s-fs does differently from S3, and is left so: it ignores conditions on reads, gives no entity tags in
+//! listings, and keys are paths of a file system. Two things are mended here: it says that the keys of a listing are
+//! URL-encoded, and does not encode them; and it does not know ListMultipartUploads.
+
+pub mod uploads;
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -115,8 +117,34 @@ impl FolderService {
         self.root.join(format!(".upload-{upload_id}.json")).is_file()
     }
 
+    /// Uploads in progress.
+    pub fn uploads(&self) -> Vec<uploads::InProgress> {
+        uploads::in_progress(&self.root)
+    }
+
+    /// The answer to ListMultipartUploads, if that is asked for.
+    fn uploads_listing(&self, request: &Request<s3s::Body>) -> Option<String> {
+        let query = request.uri().query().filter(|_| request.method() == http::Method::GET)?;
+        let mut parts = query.split('&').map(|part| part.split_once('=').unwrap_or((part, "")));
+        parts.clone().find(|(name, _)| *name == "uploads")?;
+        let prefix = parts.find(|(name, _)| *name == "prefix").map_or("", |(_, prefix)| prefix);
+        let prefix = percent_encoding::percent_decode_str(prefix).decode_utf8_lossy();
+        // Named by the path, or by the host.
+        let host = request.headers().get(header::HOST).and_then(|host| host.to_str().ok()).unwrap_or_default();
+        let bucket = match request.uri().path().trim_matches('/') {
+            "" => host.split('.').next().unwrap_or_default(),
+            bucket => bucket,
+        };
+        Some(uploads::listing(&self.root, bucket, &prefix))
+    }
+
     /// Answers as S3 does.
     pub async fn call(&self, request: Request<s3s::Body>) -> Result<Response<s3s::Body>, Cut> {
+        if let Some(listing) = self.uploads_listing(&request) {
+            let mut response = Response::new(s3s::Body::from(Bytes::from(listing)));
+            response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/xml"));
+            return Ok(response);
+        }
         let lists = request.uri().query().is_some_and(|query| query.contains("encoding-type="));
         let Ok(response) = self.service.call(request).await else {
             return Ok(refusal(500, "InternalError", "s3s-fs cannot do this"));

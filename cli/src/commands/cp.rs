@@ -11,12 +11,13 @@ use std::time::Instant;
 
 use anyhow::{Context as _, Result, anyhow};
 use dfstore_proto::message::{Copy, Message, PutBegin, Target, VersionInfo, WrittenTo};
-use dfstore_proto::object::ObjectMeta;
+use dfstore_proto::object::{ObjectMeta, WriteMode};
 
-use crate::args::{Ack, CpArgs};
+use crate::args::{Ack, CpArgs, Wait};
 use crate::client::Peer;
-use crate::commands::{note, note_query, print_line};
+use crate::commands::{note, note_query, print_line, writeback};
 use crate::error::{usage, with_hint};
+use crate::progress::Progress;
 use crate::rt::block_on;
 use crate::rt::signal::Unfinished;
 use crate::transfer::download::{self, Output};
@@ -47,6 +48,9 @@ pub fn run(endpoint: &Endpoint, args: &CpArgs, unfinished: &Unfinished) -> Resul
         explain(&moved);
     }
     check_copies(args, &moved).with_context(failed)?;
+    if args.wait == Wait::Backend {
+        plan.wait_for_backend(&context, &moved).with_context(failed)?;
+    }
     if args.quiet {
         return Ok(());
     }
@@ -96,6 +100,14 @@ enum Plan<'a> {
 
 impl<'a> Plan<'a> {
     fn of(args: &CpArgs, source: &'a Location, target: &'a Location) -> Result<Plan<'a>> {
+        if args.wait == Wait::Backend {
+            if !matches!(target, Location::Dfs(_)) {
+                return Err(usage("--wait backend is for uploads and copies: the target must be a dfs:// url"));
+            }
+            if args.mode == WriteMode::Ephemeral {
+                return Err(usage("--wait backend makes no sense with --mode ephemeral: the backend never gets it"));
+            }
+        }
         let named = |object| Target { object, query: String::new(), filter: args.filter.clone() };
         match (source, target) {
             (Location::Local(path), Location::Dfs(url)) => {
@@ -123,6 +135,16 @@ impl<'a> Plan<'a> {
             }
             _ => Err(usage("source or target must be a dfs:// url, e.g. dfs://bucket_name/object_key")),
         }
+    }
+
+    /// Waits until the backend has what was written.
+    fn wait_for_backend(&self, context: &Context, moved: &Moved) -> Result<()> {
+        let (Plan::FromFile(_, target) | Plan::FromStandard(target) | Plan::Between(_, target)) = self else {
+            return Ok(());
+        };
+        let Some(generation) = moved.generation() else { return Ok(()) };
+        let _busy = Progress::new(context.progress, "Waiting for the backend", None);
+        block_on(writeback::wait_for_object(context.peer, target, generation))?
     }
 
     fn verb(&self) -> &'static str {
@@ -194,7 +216,9 @@ fn open(path: &Path) -> Result<Source> {
 fn copy(peer: &Peer, source: &Target, target: &Target, args: &CpArgs) -> Result<Moved> {
     let request = Copy { source: source.clone(), target: target.clone(), mode: Some(args.mode) };
     match block_on(peer.call(target.task(), request))?? {
-        Message::CopyOk(info) => Ok(Moved { length: info.meta.length, ..Moved::default() }),
+        Message::CopyOk(info) => {
+            Ok(Moved { length: info.meta.length, copied: Some(info.generation), ..Moved::default() })
+        }
         other => Err(peer.unexpected(&other).into()),
     }
 }

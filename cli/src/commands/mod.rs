@@ -8,11 +8,13 @@ mod cp;
 mod date;
 mod ls;
 mod rm;
+mod scrub;
 mod stat;
 mod table;
 mod version;
 mod whereabouts;
 mod work;
+mod writeback;
 
 use std::fmt::Display;
 use std::io::Write;
@@ -41,6 +43,8 @@ pub fn run(cli: Cli, unfinished: &Unfinished) -> Result<()> {
         Command::Prefetch(args) => block_on(work::run(&Peer::find(&endpoint()?)?, Work::Prefetch, args))?,
         Command::Evict(args) => block_on(work::run(&Peer::find(&endpoint()?)?, Work::Evict, args))?,
         Command::Cluster(ClusterCommand::Status(args)) => block_on(cluster::status(&Peer::find(&endpoint()?)?, args))?,
+        Command::Writeback(command) => block_on(writeback::run(&Peer::find(&endpoint()?)?, command))?,
+        Command::Scrub(args) => block_on(scrub::run(&Peer::find(&endpoint()?)?, args))?,
         Command::Version(args) => version::run(args),
         Command::Completion { shell } => complete(*shell),
     }

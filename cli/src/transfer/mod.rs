@@ -53,6 +53,15 @@ pub struct Moved {
     pub sources: ReadEnd,
     /// How far a written object has come; absent for downloads.
     pub written: Option<PutDone>,
+    /// The version that the peer made by copying; absent for everything else.
+    pub copied: Option<u64>,
+}
+
+impl Moved {
+    /// The version that was written.
+    pub fn generation(&self) -> Option<u64> {
+        self.written.as_ref().map(|done| done.generation).or(self.copied)
+    }
 }
 
 /// How many lanes and buffers a transfer of `pieces` pieces gets.

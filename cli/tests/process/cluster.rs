@@ -231,7 +231,7 @@ fn old_peer() -> (String, std::thread::JoinHandle<()>) {
         let (mut stream, _) = listener.accept().expect("a client");
         let mut opening = [0; 1024];
         let read = stream.read(&mut opening).expect("a hello");
-        assert_eq!(opening[4..6], [1, 2], "our client speaks versions 1 to 2: {:?}", &opening[..read]);
+        assert_eq!(opening[4..6], [1, 3], "our client speaks versions 1 to 3: {:?}", &opening[..read]);
         let ack = HelloAck {
             version: 1,
             node: "old".into(),
@@ -253,15 +253,18 @@ fn old_peer() -> (String, std::thread::JoinHandle<()>) {
 
 #[test]
 fn a_peer_of_version_1_is_told_apart() {
-    for (args, name) in [
-        (["cluster", "status"].as_slice(), "NODES"),
-        (&["stat", "--where", "dfs://b/k"], "WHERE"),
-        (&["prefetch", "dfs://b/k"], "PREFETCH"),
-        (&["evict", "dfs://b/k"], "EVICT"),
+    for (args, name, version) in [
+        (["cluster", "status"].as_slice(), "NODES", 2),
+        (&["stat", "--where", "dfs://b/k"], "WHERE", 2),
+        (&["prefetch", "dfs://b/k"], "PREFETCH", 2),
+        (&["evict", "dfs://b/k"], "EVICT", 2),
+        (&["writeback", "ls"], "QUEUE", 3),
+        (&["writeback", "retry", "dfs://b/k"], "STEER", 3),
+        (&["scrub"], "SCRUB", 3),
     ] {
         let (endpoint, serve) = old_peer();
         let output = dfstore().args(["-e", &endpoint]).args(args).output().expect("dfstore starts");
-        let needs = format!("it speaks version 1 of the protocol, and {name} needs version 2");
+        let needs = format!("it speaks version 1 of the protocol, and {name} needs version {version}");
         Finished::of(output).failed(1, &[&endpoint, "is too old", &needs, "Hint: upgrade"]);
         serve.join().expect("the client asks nothing");
     }

@@ -29,6 +29,10 @@ fn copies_that_make_no_sense_exit_with_2() {
     bare(&["cp", "a", "dfs:///k"]).failed(2, &["names no bucket"]);
     bare(&["cp", "dfs://b/k", "dfs://b/k"]).failed(2, &["same object"]);
     bare(&["cp", "a", "dfs://b/k", "--ack", "peers:0"]).failed(2, &["peers:K"]);
+    bare(&["cp", "dfs://b/k", "file", "--wait", "backend"]).failed(2, &["the target must be a dfs:// url"]);
+    bare(&["cp", "a", "dfs://b/k", "--wait", "backend", "-m", "2"]).failed(2, &["the backend never gets it"]);
+    bare(&["writeback"]).failed(2, &["retry"]);
+    bare(&["writeback", "drop"]).failed(2, &["<TARGET>"]);
     bare(&["rm", "b/k"]).failed(2, &["invalid url, e.g. dfs://bucket_name/object_key"]);
     bare(&["rm", "dfs://b/%zz"]).failed(2, &["%25"]);
     bare(&["rm", "dfs://b/k", "-e", ""]).failed(2, &["parameter endpoint, and it is empty", "DFSTORE_ENDPOINT"]);
@@ -40,11 +44,11 @@ fn help_version_and_completion_exit_with_0() {
     assert!(bare(&["--help"]).done().text().contains("completion"));
     assert!(bare(&["help", "cp"]).done().text().contains("--max-replicas"));
     let version = bare(&["version"]).done().text();
-    assert_eq!(version, format!("dfstore {}\nprotocol 2\n", env!("CARGO_PKG_VERSION")));
+    assert_eq!(version, format!("dfstore {}\nprotocol 3\n", env!("CARGO_PKG_VERSION")));
     for flag in ["--version", "-V"] {
         assert_eq!(bare(&[flag]).done().text(), version);
     }
-    assert!(bare(&["version", "--json"]).done().text().contains("\"protocol\":2"));
+    assert!(bare(&["version", "--json"]).done().text().contains("\"protocol\":3"));
     assert!(bare(&["help", "cluster"]).done().text().contains("status"));
     for shell in ["bash", "zsh", "fish"] {
         assert!(bare(&["completion", shell]).done().text().contains("dfstore"), "{shell}");

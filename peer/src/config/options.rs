@@ -50,6 +50,10 @@ pub struct StoreOptions {
     pub high_watermark_percent: u8,
     /// Eviction stops below this share of the capacity, in percent.
     pub low_watermark_percent: u8,
+    /// How often every piece is read again; `None` for never by itself.
+    pub scrub_period: Option<Duration>,
+    /// How fast, in bytes a second.
+    pub scrub_bytes_per_second: u64,
 }
 
 /// Which kind of service the backend is.

@@ -41,6 +41,11 @@ impl fmt::Display for Config {
         writeln!(f, "  capacity: {}", show_size(store.capacity_bytes))?;
         writeln!(f, "  dirtyLimit: {}", show_size(store.dirty_limit_bytes))?;
         writeln!(f, "  diskGCThresholdPercent: {}", store.high_watermark_percent)?;
+        match store.scrub_period {
+            Some(period) => writeln!(f, "  scrubPeriod: {}s", period.as_secs())?,
+            None => writeln!(f, "  scrubPeriod: never")?,
+        }
+        writeln!(f, "  scrubRate: {}", show_size(store.scrub_bytes_per_second))?;
         writeln!(f, "memory:")?;
         writeln!(f, "  budget: {} # arena {}", show_size(memory.budget_bytes), show_size(memory.arena_bytes as u64))?;
         match self.metrics.listen {

@@ -2,12 +2,13 @@
 
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use super::options::StoreOptions;
 use super::report::Report;
 use super::section::Section;
 use super::units::{self, show_size};
-use crate::limits::CAPACITY_BYTES_MIN;
+use crate::limits::{CAPACITY_BYTES_MIN, SCRUB_PERIOD_DEFAULT, SCRUB_RATE_DEFAULT};
 
 const DATA_PATH_DEFAULT: &str = "/var/lib/dfstore";
 const CAPACITY_BYTES_DEFAULT: u64 = 20 << 30;
@@ -17,6 +18,8 @@ const DIRTY_BYTES_MIN: u64 = 4 << 20;
 /// What the collector's threshold may be. Its lower end leaves room for the default dirty limit.
 const HIGH_WATERMARK_PERCENT: RangeInclusive<u8> = 60..=99;
 const HIGH_WATERMARK_PERCENT_DEFAULT: u8 = 95;
+/// Bounds of the scrub's speed, in bytes a second.
+const SCRUB_RATE: RangeInclusive<u64> = 1 << 20..=1 << 40;
 /// Between the watermarks: eviction runs in batches instead of at every write.
 const WATERMARK_DISTANCE_PERCENT: u8 = 5;
 
@@ -31,11 +34,29 @@ pub(super) fn read(report: &mut Report, root: &mut Section<'_>) -> StoreOptions 
     // Dirty data stays below the watermark, or it alone could stop eviction from making room.
     let dirty_percent_max = low_watermark_percent - WATERMARK_DISTANCE_PERCENT;
     let dirty_limit_bytes = dirty_limit(report, &mut section, capacity_bytes, dirty_percent_max);
+    let scrub_period = section.value(report, "scrubPeriod", scrub_period).unwrap_or(Some(SCRUB_PERIOD_DEFAULT));
+    let rate = section.value(report, "scrubRate", |text| units::size_within(text, &SCRUB_RATE));
     section.without_effect(report, "taskExpireTime", "pieces stay until room is needed");
     section.without_effect(report, "multiplex", "pieces on disk are always used again");
     section.without_effect(report, "strategy", "there is one kind of store");
     section.done(report);
-    StoreOptions { data_path, capacity_bytes, dirty_limit_bytes, high_watermark_percent, low_watermark_percent }
+    StoreOptions {
+        data_path,
+        capacity_bytes,
+        dirty_limit_bytes,
+        high_watermark_percent,
+        low_watermark_percent,
+        scrub_period,
+        scrub_bytes_per_second: rate.unwrap_or(SCRUB_RATE_DEFAULT),
+    }
+}
+
+/// `never` leaves it to orders.
+fn scrub_period(text: &str) -> Result<Option<Duration>, String> {
+    if text.eq_ignore_ascii_case("never") {
+        return Ok(None);
+    }
+    units::positive_duration(text).map(Some).map_err(|expected| format!("{expected}, or never"))
 }
 
 fn data_path(text: &str) -> Result<PathBuf, String> {

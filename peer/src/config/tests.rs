@@ -222,6 +222,21 @@ fn freshness_is_a_rule_per_bucket() {
 }
 
 #[test]
+fn the_scrub_has_a_period_and_a_speed() {
+    let store = |text: &str| with("", &format!("storage: {{ {text} }}")).expect("valid").store;
+    let standard = store("capacity: 1GiB");
+    assert_eq!(
+        (standard.scrub_period, standard.scrub_bytes_per_second),
+        (Some(Duration::from_secs(604_800)), 32 << 20)
+    );
+    let other = store("scrubPeriod: 12h, scrubRate: 8MiB");
+    assert_eq!((other.scrub_period, other.scrub_bytes_per_second), (Some(Duration::from_secs(43_200)), 8 << 20));
+    assert_eq!(store("scrubPeriod: never").scrub_period, None);
+    refused(with("", "storage: { scrubPeriod: sometimes }"), "or never");
+    refused(with("", "storage: { scrubRate: 1KiB }"), "expected a size from 1MiB");
+}
+
+#[test]
 fn conflicts_have_a_rule_per_bucket() {
     let policy = with("buckets:\n  both: { conflict: keep-both }\n  plain: { freshness: always }", "").expect("valid");
     let (all, shown) = (policy.conflict.clone(), policy.to_string());

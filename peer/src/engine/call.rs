@@ -197,6 +197,8 @@ pub enum TaskCall {
     Where { target: Target, reply: Reply<Option<Held>> },
     /// Bring all of an object here; the answer is how many bytes came.
     Prefetch { target: Target, reply: Reply<u64> },
+    /// How the scrub stands, or a new one.
+    Scrub { begin: bool, reply: Reply<message::ScrubOk> },
     /// Entries of the write-back queue.
     Queued { request: QueueRequest, reply: Reply<Vec<message::QueueEntry>> },
     /// What a person wants of such an entry.

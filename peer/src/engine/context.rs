@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use crate::background::BackgroundHandle;
 use crate::catalog::CatalogHandle;
-use crate::config::options::{ConflictPolicy, Freshness, PerBucket};
+use crate::config::options::{ConflictPolicy, Freshness, PerBucket, StoreOptions};
 use crate::engine::call::ShardMessage;
 use crate::metrics::Metrics;
 use crate::rt::arena::Arena;
@@ -34,6 +34,8 @@ pub struct Context {
     pub freshness: PerBucket<Freshness>,
     /// What becomes of a pending write when others change the object in the backend.
     pub conflict: PerBucket<ConflictPolicy>,
+    /// When and how fast pieces on disk are read again.
+    pub scrub: ScrubPlan,
     /// Bytes that may not be evicted.
     pub dirty: DirtyBudget,
     /// The mailbox of each shard.
@@ -44,6 +46,27 @@ pub struct Context {
     pub uploads: Arc<AtomicU32>,
     /// Numbers for uploads and readers.
     pub next_id: Arc<AtomicU64>,
+}
+
+/// When and how fast pieces on disk are read again, by each shard.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ScrubPlan {
+    /// How often; `None` for never by itself.
+    pub period: Option<Duration>,
+    bytes_per_second: u64,
+}
+
+impl ScrubPlan {
+    /// The share of one of `shards` shards.
+    pub fn of(options: &StoreOptions, shards: usize) -> ScrubPlan {
+        let bytes_per_second = (options.scrub_bytes_per_second / shards.max(1) as u64).max(1);
+        ScrubPlan { period: options.scrub_period, bytes_per_second }
+    }
+
+    /// How long reading so many bytes is to take.
+    pub fn time_for(&self, bytes: u64) -> Duration {
+        Duration::from_micros(bytes.saturating_mul(1_000_000) / self.bytes_per_second)
+    }
 }
 
 impl Context {

@@ -45,6 +45,7 @@ mod reader;
 mod replicate;
 pub mod request;
 mod rogues;
+mod scrub;
 mod space;
 mod start;
 mod task;
@@ -53,7 +54,7 @@ mod version;
 mod writeback;
 
 pub use cluster::Cluster;
-pub use context::{Context, DirtyBudget};
+pub use context::{Context, DirtyBudget, ScrubPlan};
 pub use error::ObjectError;
 pub use reader::{Chunk, PeerPiece, PieceStream, Reader};
 pub use start::{Inventory, ShardInventory};
@@ -63,7 +64,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use dfstore_proto::ids::{ObjectName, TaskId};
-use dfstore_proto::message::{Message, QueueEntry};
+use dfstore_proto::message::{Message, QueueEntry, ScrubOk};
 
 use crate::config::options::BackendDescription;
 use crate::engine::call::{Held, PendingEntry, PieceAnswer, Reply, ShardMessage, TaskCall, Wanted, WrittenPiece};
@@ -224,6 +225,18 @@ impl Engine {
         Ok((found, has_more))
     }
 
+    /// How the scrub of this peer stands; with `begin`, one begins unless one runs.
+    pub async fn scrub(&self, begin: bool) -> Result<ScrubOk, ObjectError> {
+        let mut states = Vec::new();
+        for shard in 0..self.0.context.shards.len() {
+            states.push(match shard == self.shard() {
+                true => self.0.scrubber.state(begin),
+                false => self.shard_at(shard).ask(|reply| TaskCall::Scrub { begin, reply }).await?,
+            });
+        }
+        Ok(scrub::together(states))
+    }
+
     /// Does what a person wants of an entry of the write-back queue.
     pub async fn steer(&self, target: &Target, order: Order) -> Result<(), ObjectError> {
         match self.remote(&target.task) {
@@ -296,6 +309,11 @@ impl Engine {
     /// Makes lost copies anew, and tells homes again what only peers keep; never ends while there is a cluster.
     pub async fn run_repair(&self) {
         self.0.run_repair().await;
+    }
+
+    /// Reads what is on disk again now and then; never ends.
+    pub async fn run_scrub(&self) {
+        self.0.run_scrub().await;
     }
 
     /// Serves a request that another shard sent here.

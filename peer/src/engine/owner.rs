@@ -18,6 +18,7 @@ use crate::engine::graves::Graves;
 use crate::engine::put::UploadState;
 use crate::engine::request::{ListEntry, Target};
 use crate::engine::rogues::Rogues;
+use crate::engine::scrub::Scrubber;
 use crate::engine::task::Task;
 use crate::engine::version::Version;
 use crate::engine::writeback::{Queue, Strays};
@@ -55,6 +56,8 @@ pub struct Owner {
     pub queue: Queue,
     /// Multipart uploads that the backend may know.
     pub strays: Strays,
+    /// Reads what is on disk again.
+    pub scrubber: Scrubber,
     /// The other peers, if there are any.
     pub cluster: Option<Cluster>,
     /// Deletions that are done.
@@ -208,6 +211,7 @@ impl Owner {
             TaskCall::Prefetch { target, reply } => {
                 spawn_local(async move { drop(reply.send(owner.prefetch(&target).await)) })
             }
+            TaskCall::Scrub { begin, reply } => drop(reply.send(Ok(owner.scrubber.state(begin)))),
             TaskCall::Queued { request, reply } => drop(reply.send(Ok(owner.queued(&request)))),
             TaskCall::Steer { target, order, reply } => {
                 spawn_local(async move { drop(reply.send(owner.steer(&target, order).await)) })

@@ -20,6 +20,7 @@ use crate::engine::cluster::Cluster;
 use crate::engine::context::Context;
 use crate::engine::owner::Owner;
 use crate::engine::request::Target;
+use crate::engine::scrub::Scrubber;
 use crate::engine::task::Task;
 use crate::engine::version::{StoredPiece, Version};
 use crate::engine::writeback::{Queue, Strays, new_record};
@@ -145,6 +146,7 @@ impl Engine {
             eviction: RefCell::new(Evictor::default()),
             queue: Queue::default(),
             strays: Strays::default(),
+            scrubber: Scrubber::default(),
             cluster,
             graves: RefCell::default(),
             rogues: RefCell::default(),

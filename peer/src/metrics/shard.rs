@@ -73,6 +73,8 @@ struct ShardCounters {
     copies_made: Counter,
     replicas_short: Counter,
     strays_aborted: Counter,
+    scrubbed_pieces: Counter,
+    scrubbed_bytes: Counter,
     mailbox_messages: Gauge,
     pub(super) connections: [Gauge; Face::COUNT],
 }
@@ -106,6 +108,8 @@ pub(super) fn register(registry: &mut Registry, count: usize) -> Vec<ShardMetric
         each.counters("dfstore_replicas_short", "Writes that asked for more replicas than there were seeds");
     let strays_aborted =
         each.counters("dfstore_stray_uploads_aborted", "Multipart uploads that served nobody and were aborted");
+    let scrubbed_pieces = each.counters("dfstore_scrubbed_pieces", "Pieces that were read again to check them");
+    let scrubbed_bytes = each.counters("dfstore_scrubbed_bytes", "Bytes that were read again to check them");
     let mailbox_messages = each.gauges("dfstore_mailbox_messages", "Messages that wait in the shard's mailbox");
     (0..count)
         .map(|shard| {
@@ -130,6 +134,8 @@ pub(super) fn register(registry: &mut Registry, count: usize) -> Vec<ShardMetric
                 copies_made: copies_made[shard].clone(),
                 replicas_short: replicas_short[shard].clone(),
                 strays_aborted: strays_aborted[shard].clone(),
+                scrubbed_pieces: scrubbed_pieces[shard].clone(),
+                scrubbed_bytes: scrubbed_bytes[shard].clone(),
                 mailbox_messages: mailbox_messages[shard].clone(),
                 connections,
             }))
@@ -183,6 +189,12 @@ impl ShardMetrics {
     /// A copy of an object is whole and durable here.
     pub fn copy_made(&self) {
         self.0.copies_made.inc();
+    }
+
+    /// A piece was read again to check it.
+    pub fn scrubbed(&self, bytes: u64) {
+        self.0.scrubbed_pieces.inc();
+        self.0.scrubbed_bytes.inc_by(bytes);
     }
 
     /// Multipart uploads that served nobody were aborted.

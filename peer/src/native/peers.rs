@@ -67,6 +67,9 @@ async fn answer_others(link: &Rc<Link>, message: Message) -> Result<Message, Err
             let target = target_from(&asked.target)?;
             overview::work(link, asked.scope, &target, Work::Prefetch).await.map(Message::from)
         }
+        Message::Scrub(asked) => {
+            link.context.engine.scrub(asked.begin).await.map(Message::from).map_err(|error| error_reply(&error))
+        }
         Message::Queue(asked) => queue(link, asked).await.map(Message::from),
         Message::Steer(asked) => steer(link, &asked).await.map(Message::from),
         Message::Evict(asked) => {

@@ -22,7 +22,7 @@ use crate::background::{Background, BackgroundError};
 use crate::catalog::{Catalog, CatalogError, Loaded};
 use crate::config::{Config, StoreOptions};
 use crate::engine::call::ShardMessage;
-use crate::engine::{Context, DirtyBudget, Inventory};
+use crate::engine::{Context, DirtyBudget, Inventory, ScrubPlan};
 use crate::limits::{DRAIN_TIMEOUT, SHARD_MAILBOX};
 use crate::logging::Redactions;
 use crate::membership::Members;
@@ -132,6 +132,7 @@ pub fn run(config: Config, metrics: Metrics, redactions: Redactions) -> Result<(
         health: health.clone(),
         freshness: config.freshness.clone(),
         conflict: config.conflict.clone(),
+        scrub: ScrubPlan::of(&config.store, config.shards),
         dirty: DirtyBudget::new(config.store.dirty_limit_bytes),
         shards: senders.clone(),
         repair_after: config.cluster.as_ref().map_or(Duration::MAX, |cluster| cluster.repair_after),

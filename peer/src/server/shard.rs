@@ -132,6 +132,8 @@ pub async fn run_shard(setup: ShardSetup) {
     spawn_local(async move { work.run_repair().await });
     let work = engine.clone();
     spawn_local(async move { work.run_writeback().await });
+    let work = engine.clone();
+    spawn_local(async move { work.run_scrub().await });
     for door in doors {
         let accepting = faces.clone();
         spawn_local(async move {

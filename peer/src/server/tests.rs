@@ -22,7 +22,7 @@ use super::shard::{ShardSetup, run_shard};
 use super::{Resources, close, open_resources, watermarks};
 use crate::config::{Config, Overrides};
 use crate::engine::call::ShardMessage;
-use crate::engine::{Context, DirtyBudget, Inventory};
+use crate::engine::{Context, DirtyBudget, Inventory, ScrubPlan};
 use crate::limits::{PIECE_BYTES, SHARD_MAILBOX};
 use crate::links::{FetchedPiece, LinkError, Links, LinksSetup};
 use crate::membership::{Members, Node, NodeState};
@@ -82,6 +82,7 @@ impl Served {
             health,
             freshness: config.freshness.clone(),
             conflict: config.conflict.clone(),
+            scrub: ScrubPlan::of(&config.store, 1),
             dirty: DirtyBudget::new(config.store.dirty_limit_bytes),
             shards: vec![sender.clone()],
             repair_after: Duration::MAX,

@@ -224,6 +224,11 @@ impl FaultyBackend {
         std::fs::read(self.state.service.bucket_folder(bucket).join(key)).ok()
     }
 
+    /// Multipart uploads in progress.
+    pub fn uploads(&self) -> Vec<s3s_server::uploads::InProgress> {
+        self.state.service.uploads()
+    }
+
     /// These rules from now on, instead of those before.
     pub fn set_rules(&self, rules: impl IntoIterator<Item = Rule>) {
         self.state.released.send_replace(false);

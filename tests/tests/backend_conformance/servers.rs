@@ -18,8 +18,6 @@ pub struct Limits {
     pub no_etags_in_listings: bool,
     /// Parts that are listed carry no entity tags.
     pub no_etags_of_parts: bool,
-    /// ListMultipartUploads is not known.
-    pub no_list_of_uploads: bool,
     /// An upload that is not there cannot be told from an empty one, or is "denied".
     pub unknown_uploads_not_told: bool,
     /// Reading from a bucket that is not there says that the object is missing.
@@ -111,7 +109,6 @@ pub fn s3s_fs() -> Server {
         limits: Limits {
             no_etags_in_listings: true,
             no_etags_of_parts: true,
-            no_list_of_uploads: true,
             unknown_uploads_not_told: true,
             missing_bucket_is_missing_object: true,
             no_checksums: false,
@@ -134,7 +131,6 @@ pub fn seaweedfs() -> Server {
         limits: Limits {
             no_etags_in_listings: false,
             no_etags_of_parts: false,
-            no_list_of_uploads: false,
             unknown_uploads_not_told: false,
             missing_bucket_is_missing_object: false,
             no_checksums: false,
@@ -156,7 +152,6 @@ pub fn strict_oss() -> Server {
         limits: Limits {
             no_etags_in_listings: true,
             no_etags_of_parts: true,
-            no_list_of_uploads: true,
             unknown_uploads_not_told: false,
             missing_bucket_is_missing_object: false,
             no_checksums: true,

@@ -173,7 +173,7 @@ impl<'a> Attempt<'a> {
             partial.finish(self.info.meta.length)?;
         }
         let sources = std::mem::take(&mut self.sources);
-        Ok(Moved { length: self.info.meta.length, sources, written: None })
+        Ok(Moved { length: self.info.meta.length, sources, ..Moved::default() })
     }
 
     fn handle(&mut self, output: &mut Output, ledger: &mut Ledger, progress: &Progress) -> Result<()> {

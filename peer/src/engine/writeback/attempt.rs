@@ -15,7 +15,7 @@ use crate::engine::writeback::table::{self, Backend, InProgress, Pieces, Situati
 use crate::engine::writeback::{Entry, Outgoing};
 use crate::limits::WRITEBACK_LOOKS_MAX;
 use crate::rt::time::unix_ms;
-use crate::sidecar::backend::{Head, Stored};
+use crate::sidecar::backend::{Head, Stored, WriteCondition};
 use dfstore_proto::ids::ObjectName;
 use dfstore_proto::limits::KEY_BYTES_MAX;
 
@@ -143,7 +143,8 @@ impl Attempt<'_> {
             }
             Step::SendBeside => {
                 let name = beside(&self.entry.task.target.name, version.generation)?;
-                let outgoing = Outgoing { name, ..self.outgoing(version) };
+                // Whatever has this name is this version, from an attempt before.
+                let outgoing = Outgoing { name, condition: WriteCondition::Always, ..self.outgoing(version) };
                 owner.transmit(&outgoing, None).await?;
                 owner.context.metrics.writeback_conflict();
                 tracing::warn!(

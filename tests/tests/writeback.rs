@@ -1,0 +1,331 @@
+//! The write-back queue as people see and steer it, what the bucket is left with, and what becomes of a pending write
+//! when others change the object.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, ensure};
+use dfstore_tests::cli::Output;
+use dfstore_tests::data::Payload;
+use dfstore_tests::eventually;
+use dfstore_tests::faulty_backend::{Fault, Rule};
+use dfstore_tests::peer::PeerSpec;
+use dfstore_tests::scene::{ASYNC, BUCKET, PATIENCE, SYNC, Scene, expect};
+use http::Method;
+use serde_json::Value;
+
+const MIB: u64 = 1 << 20;
+/// Two parts of a multipart upload, and a little more.
+const PARTS: u64 = 33 * MIB;
+
+fn url(key: &str) -> String {
+    format!("dfs://{BUCKET}/{key}")
+}
+
+/// The queue, as `writeback ls --json` prints it.
+fn queue(scene: &Scene, args: &[&str]) -> Result<Vec<Value>> {
+    let output = scene.peer.dfstore(&[&["writeback", "ls", "--json"], args].concat())?.success()?;
+    output.text().lines().map(|line| Ok(serde_json::from_str(line)?)).collect()
+}
+
+fn states(scene: &Scene, args: &[&str]) -> Result<Vec<(String, String)>> {
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    Ok(queue(scene, args)?.iter().map(|entry| (text(&entry["key"]), text(&entry["state"]))).collect())
+}
+
+fn failed(output: &Output, words: &str) {
+    assert_eq!(output.code, Some(1), "{}", output.stderr);
+    assert!(output.stderr.contains(words), "{}", output.stderr);
+}
+
+fn until_dead(scene: &Scene, count: usize) -> Result<()> {
+    let dead = || (queue(scene, &["--dead"]).ok()?.len() == count).then_some(());
+    eventually(&format!("{count} dead letters"), PATIENCE, dead)
+}
+
+fn until_no_uploads(scene: &Scene) -> Result<()> {
+    let uploads = || scene.backend.uploads();
+    eventually("no upload is left in the bucket", PATIENCE, || uploads().is_empty().then_some(()))
+}
+
+fn file_of(payload: Payload) -> Result<(tempfile::TempDir, String)> {
+    let folder = dfstore_tests::dirs::temporary("file")?;
+    let path = folder.path().join("file");
+    std::fs::write(&path, payload.bytes())?;
+    Ok((folder, path.to_string_lossy().into_owned()))
+}
+
+#[test]
+fn what_waits_is_listed_with_its_reason_and_waited_for() -> Result<()> {
+    let scene = Scene::start()?;
+    scene.backend.set_down(true);
+    let payload = Payload::new(1, 1000);
+    for key in ["a", "b/1", "b/2"] {
+        scene.put(key, ASYNC, payload)?;
+    }
+    let delayed = || {
+        let found = queue(&scene, &[]).ok()?;
+        (found.len() == 3 && found.iter().all(|entry| entry["attempts"].as_u64() >= Some(1))).then_some(found)
+    };
+    let found = eventually("all have failed once", PATIENCE, delayed)?;
+    for entry in &found {
+        ensure!(entry["last_error"].as_str().is_some_and(|error| error.contains("backend")), "{entry}");
+        ensure!(entry["length"] == 1000 && entry["kind"] == "put" && entry["bytes_sent"] == 0, "{entry}");
+        ensure!(entry["next_attempt_at"].is_string() || entry["state"] != "delayed", "{entry}");
+    }
+    let keys = |args: &[&str]| Ok::<_, anyhow::Error>(states(&scene, args)?.into_iter().map(|(key, _)| key).collect());
+    let below: Vec<String> = keys(&[&url("b/")])?;
+    assert_eq!(below, ["b/1", "b/2"]);
+    let first: Vec<String> = keys(&["--limit", "1"])?;
+    assert_eq!(first, ["a"]);
+    assert_eq!(keys(&["dfs://other"])?, Vec::<String>::new());
+    let people = scene.peer.dfstore(&["writeback", "ls"])?.success()?.text();
+    assert!(people.starts_with("STATE") && people.contains(&url("b/2")) && people.contains("again in"), "{people}");
+
+    failed(&scene.peer.dfstore(&["writeback", "wait", "--timeout", "1"])?, "still waits for the backend");
+    scene.backend.set_down(false);
+    scene.peer.dfstore(&["writeback", "wait"])?.success()?;
+    for key in ["a", "b/1", "b/2"] {
+        ensure!(scene.has(key, payload), "{key} is not there");
+    }
+    assert!(queue(&scene, &[])?.is_empty());
+    Ok(())
+}
+
+#[test]
+fn pages_of_the_queue_show_each_entry_once_and_in_order() -> Result<()> {
+    let scene = Scene::start()?;
+    scene.backend.set_down(true);
+    let mut connection = dfstore_tests::http::Connection::open(scene.peer.address())?;
+    for number in 0..1200 {
+        let path = format!("{}?mode=0", Scene::path(&format!("k{number:04}")));
+        expect(&connection.request("PUT", &path, &[], b"x")?, 200);
+    }
+    let keys: Vec<String> = states(&scene, &[])?.into_iter().map(|(key, _)| key).collect();
+    let expected: Vec<String> = (0..1200).map(|number| format!("k{number:04}")).collect();
+    assert_eq!(keys, expected);
+    assert_eq!(states(&scene, &["--limit", "1100"])?.len(), 1100);
+    Ok(())
+}
+
+#[test]
+fn a_dead_letter_is_tried_again_when_a_person_says_so() -> Result<()> {
+    let scene = Scene::start()?;
+    let payload = Payload::new(2, 5 * MIB);
+    scene.backend.set_rules([Rule::on(Method::PUT, Fault::access_denied())]);
+    scene.put("denied", ASYNC, payload)?;
+    until_dead(&scene, 1)?;
+    failed(&scene.peer.dfstore(&["writeback", "wait"])?, "was set aside, the backend does not take it");
+    scene.backend.set_rules([]);
+    let retried = scene.peer.dfstore(&["writeback", "retry", &url("denied")])?.success()?;
+    assert_eq!(retried.text(), format!("retry {}\n", url("denied")));
+    scene.until_written_back("denied", payload)?;
+    scene.peer.dfstore(&["writeback", "wait"])?.success()?;
+    failed(&scene.peer.dfstore(&["writeback", "retry", &url("denied")])?, "a pending write of");
+    Ok(())
+}
+
+#[test]
+fn a_write_that_is_given_up_is_gone_and_the_bucket_counts_again() -> Result<()> {
+    let mut scene = Scene::start()?;
+    let (old, new) = (Payload::new(3, 5 * MIB), Payload::new(4, 6 * MIB));
+    scene.put("kept", SYNC, old)?;
+    scene.backend.set_rules([Rule::on(Method::PUT, Fault::access_denied())]);
+    scene.put("kept", ASYNC, new)?;
+    scene.put("only-here", ASYNC, new)?;
+    until_dead(&scene, 2)?;
+    let dirty = (12 * MIB) as f64;
+    scene.peer.metrics_until("two are dirty", PATIENCE, |metrics| metrics.sum("dfstore_dirty_bytes", &[]) == dirty)?;
+    // A prefix: all dead letters below it.
+    scene.peer.dfstore(&["writeback", "drop", &format!("dfs://{BUCKET}/")])?.success()?;
+    scene.read("kept", old)?;
+    expect(&scene.get("only-here")?, 404);
+    assert_eq!(scene.keys("")?, ["kept"]);
+    scene.peer.metrics_until("nothing is dirty", PATIENCE, |metrics| metrics.sum("dfstore_dirty_bytes", &[]) == 0.0)?;
+    scene.backend.set_rules([]);
+    scene.peer.restart()?;
+    scene.read("kept", old)?;
+    expect(&scene.get("only-here")?, 404);
+    assert!(queue(&scene, &[])?.is_empty() && scene.has("kept", old));
+    Ok(())
+}
+
+#[test]
+fn what_is_still_on_its_way_is_given_up_only_by_force() -> Result<()> {
+    let scene = Scene::start()?;
+    scene.backend.set_down(true);
+    scene.put("waiting", ASYNC, Payload::new(5, 1000))?;
+    failed(&scene.peer.dfstore(&["writeback", "drop", &url("waiting")])?, "--force");
+    scene.read("waiting", Payload::new(5, 1000))?;
+    scene.peer.dfstore(&["writeback", "drop", "--force", &url("waiting")])?.success()?;
+    scene.backend.set_down(false);
+    expect(&scene.get("waiting")?, 404);
+    assert!(scene.backend.stored(BUCKET, "waiting").is_none());
+    Ok(())
+}
+
+#[test]
+fn a_copy_can_wait_for_the_bucket() -> Result<()> {
+    let scene = Scene::start()?;
+    let payload = Payload::new(6, 5 * MIB);
+    let (_folder, file) = file_of(payload)?;
+    scene.backend.set_rules([Rule::on(Method::PUT, Fault::internal_error()).times(2)]);
+    scene.peer.dfstore(&["cp", "--wait", "backend", &file, &url("waited")])?.success()?;
+    ensure!(scene.has("waited", payload), "it has not waited");
+    scene.backend.set_rules([Rule::on(Method::PUT, Fault::access_denied())]);
+    let refused = scene.peer.dfstore(&["cp", "--wait", "backend", &file, &url("refused")])?;
+    failed(&refused, "was set aside, the backend does not take it");
+    scene.read("refused", payload)?;
+    Ok(())
+}
+
+/// One object that the bucket never takes holds up no other.
+#[test]
+fn a_poisoned_object_holds_up_no_other() -> Result<()> {
+    let scene = Scene::start()?;
+    scene.backend.set_rules([Rule::on(Method::PUT, Fault::internal_error()).at(format!("{BUCKET}/poison"))]);
+    let payload = Payload::new(7, 1000);
+    for number in 0..8 {
+        scene.put(&format!("poison-{number}"), ASYNC, payload)?;
+    }
+    for number in 0..100 {
+        scene.put(&format!("sound-{number}"), ASYNC, payload)?;
+    }
+    scene.peer.dfstore(&["writeback", "wait", &url("sound-")])?.success()?;
+    assert_eq!(states(&scene, &[])?.len(), 8);
+    Ok(())
+}
+
+#[test]
+fn a_bucket_that_asks_for_less_gets_less() -> Result<()> {
+    let scene = Scene::start()?;
+    let payload = Payload::new(8, 1000);
+    scene.backend.set_rules([Rule::on(Method::PUT, Fault::slow_down(Some(1))).times(4)]);
+    let began = Instant::now();
+    for number in 0..20 {
+        scene.put(&format!("slow-{number}"), ASYNC, payload)?;
+    }
+    scene.peer.dfstore(&["writeback", "wait"])?.success()?;
+    ensure!(began.elapsed() >= Duration::from_secs(1), "the time that the bucket asked for was not kept");
+    for number in 0..20 {
+        ensure!(scene.has(&format!("slow-{number}"), payload), "{number} is not there");
+    }
+    Ok(())
+}
+
+#[test]
+fn an_upload_that_serves_nobody_is_aborted() -> Result<()> {
+    let mut scene = Scene::start()?;
+    let payload = Payload::new(9, PARTS);
+    let parts_fail = || [Rule::on(Method::PUT, Fault::internal_error()).with_query("partNumber")];
+    scene.backend.set_rules(parts_fail());
+    scene.put("replaced", ASYNC, payload)?;
+    scene.put("deleted", ASYNC, payload)?;
+    scene.put("killed", ASYNC, payload)?;
+    let begun = || (scene.backend.uploads().len() == 3).then_some(());
+    eventually("three uploads are in progress", PATIENCE, begun)?;
+    scene.put("replaced", ASYNC, Payload::new(10, 1000))?;
+    expect(&scene.peer.delete(BUCKET, "deleted")?, 200);
+    let one_left = || (scene.backend.uploads().len() == 1).then_some(());
+    eventually("one upload is left", PATIENCE, one_left)?;
+
+    scene.backend.set_down(true);
+    scene.peer.kill9()?;
+    scene.peer.restart()?;
+    scene.peer.dfstore(&["writeback", "drop", "--force", &url("killed")])?.success()?;
+    assert_eq!(scene.backend.uploads().len(), 1, "the bucket cannot be asked yet");
+    scene.peer.kill9()?;
+    scene.backend.set_rules([]);
+    scene.backend.set_down(false);
+    scene.peer.restart()?;
+    until_no_uploads(&scene)?;
+    assert!(scene.backend.stored(BUCKET, "killed").is_none());
+    Ok(())
+}
+
+#[test]
+fn an_upload_whose_name_was_never_heard_is_found_and_aborted() -> Result<()> {
+    let scene = Scene::start()?;
+    let payload = Payload::new(11, PARTS);
+    scene.backend.set_rules([Rule::on(Method::POST, Fault::LoseAnswer).with_query("uploads").times(1)]);
+    scene.put("unheard", ASYNC, payload)?;
+    scene.until_written_back("unheard", payload)?;
+    until_no_uploads(&scene)?;
+    // One of somebody else, of another key, is left alone.
+    assert_eq!(scene.peer.metrics()?.sum("dfstore_stray_uploads_aborted_total", &[]), 1.0);
+    Ok(())
+}
+
+/// A peer that waits for the backend while others write there.
+fn contested(policy: &str) -> Result<(Scene, Payload, Payload)> {
+    let configure = |spec: &mut PeerSpec| spec.object_storage = format!("freshness: always\n  conflict: {policy}");
+    let scene = Scene::start_with(configure)?;
+    let (ours, theirs) = (Payload::new(20, 5 * MIB), Payload::new(21, 3 * MIB));
+    scene.put("contested", SYNC, Payload::new(22, 1000))?;
+    // The first thing that the peer asks of the bucket for its write is held back until others have written.
+    let first = if policy == "overwrite" { Method::PUT } else { Method::HEAD };
+    scene.backend.set_rules([Rule::on(first.clone(), Fault::Hold).times(1)]);
+    scene.backend.forget();
+    scene.put("contested", ASYNC, ours)?;
+    let asked = || (scene.backend.requests_of(&first) > 0).then_some(());
+    eventually("the peer has asked", PATIENCE, asked)?;
+    scene.bucket.put("contested", &theirs.bytes())?;
+    scene.backend.release();
+    Ok((scene, ours, theirs))
+}
+
+#[test]
+fn a_pending_write_replaces_what_others_wrote_unless_told_otherwise() -> Result<()> {
+    let (scene, ours, _) = contested("overwrite")?;
+    scene.until_written_back("contested", ours)?;
+    scene.until_clean("contested")?;
+    scene.read("contested", ours)?;
+    Ok(())
+}
+
+#[test]
+fn a_conflict_can_be_left_to_a_person() -> Result<()> {
+    let (scene, ours, theirs) = contested("fail")?;
+    until_dead(&scene, 1)?;
+    assert!(scene.has("contested", theirs), "theirs stays");
+    assert_eq!(scene.read("contested", ours)?, "pending");
+    let found = queue(&scene, &[])?;
+    ensure!(found[0]["last_error"].as_str().is_some_and(|error| error.contains("retry --force")), "{found:?}");
+    scene.peer.dfstore(&["writeback", "retry", &url("contested")])?.success()?;
+    until_dead(&scene, 1)?;
+    assert!(scene.has("contested", theirs), "without force it is the same again");
+    scene.peer.dfstore(&["writeback", "retry", "--force", &url("contested")])?.success()?;
+    scene.until_written_back("contested", ours)?;
+    Ok(())
+}
+
+#[test]
+fn a_conflict_can_keep_both() -> Result<()> {
+    let (scene, ours, theirs) = contested("keep-both")?;
+    scene.peer.dfstore(&["writeback", "wait"])?.success()?;
+    scene.read("contested", theirs)?;
+    let keys = scene.keys("")?;
+    let beside = keys.iter().find(|key| key.starts_with("contested.dfstore-conflict-"));
+    let beside = beside.ok_or_else(|| anyhow::anyhow!("ours is gone: {keys:?}"))?;
+    scene.read(beside, ours)?;
+    assert_eq!(scene.peer.metrics()?.sum("dfstore_writeback_conflicts_total", &[]), 1.0);
+    Ok(())
+}
+
+#[test]
+fn a_write_over_what_it_knew_is_no_conflict() -> Result<()> {
+    for policy in ["fail", "keep-both"] {
+        let scene = Scene::start_with(|spec| spec.object_storage = format!("conflict: {policy}"))?;
+        scene.place("known", Payload::new(30, 1000))?;
+        scene.read("known", Payload::new(30, 1000))?;
+        scene.put("known", ASYNC, Payload::new(31, 2000))?;
+        scene.until_written_back("known", Payload::new(31, 2000))?;
+        scene.put("known", ASYNC, Payload::new(32, 3000))?;
+        scene.put("known", ASYNC, Payload::new(33, 4000))?;
+        scene.until_written_back("known", Payload::new(33, 4000))?;
+        scene.put("new", ASYNC, Payload::new(34, PARTS))?;
+        scene.until_written_back("new", Payload::new(34, PARTS))?;
+        scene.peer.dfstore(&["writeback", "wait"])?.success()?;
+        assert_eq!(scene.keys("")?, ["known", "new"], "{policy}");
+    }
+    Ok(())
+}
