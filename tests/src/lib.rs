@@ -11,6 +11,7 @@ pub mod bucket;
 pub mod cli;
 pub mod cluster;
 pub mod data;
+pub mod data_folder;
 pub mod dirs;
 pub mod faulty_backend;
 pub mod folder_s3;

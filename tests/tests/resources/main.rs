@@ -1,0 +1,11 @@
+//! What a peer does when something runs short: time at the start, descriptors, connections, memory, the disk's speed.
+//!
+//! A full disk is in `disk.rs`. What needs root says so and passes where it is not given. `DFSTORE_TEST_LONG=1` in the
+//! environment makes the transfers as large as the promise says; else they are large enough to show that it holds.
+
+mod backlog;
+
+/// Whether there is time for the large transfers.
+fn is_long_run() -> bool {
+    std::env::var_os("DFSTORE_TEST_LONG").is_some_and(|value| value == "1")
+}
