@@ -55,6 +55,7 @@ mod writeback;
 pub use cluster::Cluster;
 pub use context::{Context, DirtyBudget};
 pub use error::ObjectError;
+pub use list::PendingList;
 pub use reader::{Chunk, PeerPiece, PieceStream, Reader};
 pub use start::{Inventory, TaskInventory};
 pub use upload::Upload;
@@ -66,7 +67,7 @@ use dfstore_proto::ids::{ObjectName, TaskId};
 use dfstore_proto::message::Message;
 
 use crate::config::options::BackendDescription;
-use crate::engine::call::{Held, PendingEntry, PieceAnswer, Reply, ShardMessage, TaskCall, Wanted, WrittenPiece};
+use crate::engine::call::{Held, PieceAnswer, Reply, ShardMessage, TaskCall, Wanted, WrittenPiece};
 use crate::engine::owner::Owner;
 use crate::engine::request::{CommitRequest, DeleteDone, ListPage, ListRequest, PutRequest, Stat, Target};
 use crate::membership::{Members, Node, NodeState};
@@ -196,12 +197,7 @@ impl Engine {
     }
 
     /// What is pending of a bucket and decided about by this peer.
-    pub async fn pending_as_home(
-        &self,
-        bucket: &str,
-        prefix: &str,
-        marker: &str,
-    ) -> Result<Vec<PendingEntry>, ObjectError> {
+    pub async fn pending_as_home(&self, bucket: &str, prefix: &str, marker: &str) -> Result<PendingList, ObjectError> {
         list::pending_here(self, bucket, prefix, marker, true).await
     }
 

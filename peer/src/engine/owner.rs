@@ -141,7 +141,6 @@ impl Owner {
             .range(from..)
             .take_while(|(name, _)| name.bucket == bucket)
             .filter(|(name, _)| name.key.starts_with(prefix) && name.key.as_str() > marker)
-            .take(PENDING_ENTRIES_MAX)
             .filter_map(|(name, task)| {
                 let version = task.current()?;
                 if self.is_away(&task.target.task) && (as_home || version.published.get()) {
@@ -154,6 +153,7 @@ impl Owner {
                     }
                 })
             })
+            .take(PENDING_ENTRIES_MAX)
             .collect()
     }
 
