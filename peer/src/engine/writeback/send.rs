@@ -40,7 +40,7 @@ pub struct Outgoing {
     pub crc32: Option<u32>,
     /// All its pieces, in order.
     pub pieces: Vec<StoredPiece>,
-    /// Set when one of them cannot be read: trying again does not help.
+    /// Set when one of them is not what was written: trying again does not help.
     pub damaged: Rc<Cell<bool>>,
 }
 
@@ -203,7 +203,11 @@ impl Owner {
         let (sender, slots) = mailbox(1);
         let length_bytes = pieces.iter().map(|piece| u64::from(piece.length)).sum();
         let (owner, pieces, damaged) = (self.clone(), pieces.to_vec(), outgoing.damaged.clone());
-        spawn_local(async move { damaged.set(owner.feed(pieces, sender).await.is_err() || damaged.get()) });
+        spawn_local(async move {
+            if owner.feed(pieces, sender).await.is_err_and(|error| error.is_damage()) {
+                damaged.set(true);
+            }
+        });
         BodySource::Stream { length_bytes, slots }
     }
 
@@ -213,7 +217,9 @@ impl Owner {
             let slot = self.context.arena.take(piece.length as usize, Holder::WriteBack).await;
             let read = self.context.background.read_piece(piece.lease, piece.length as usize, piece.crc32, slot).await;
             let slot = read.inspect_err(|error| {
-                self.metrics.piece_quarantined();
+                if error.is_damage() {
+                    self.metrics.piece_quarantined();
+                }
                 tracing::error!(%error, "a piece that the backend does not have yet cannot be read");
             })?;
             if sender.send(slot).await.is_err() {
