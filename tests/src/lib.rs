@@ -10,6 +10,7 @@ pub mod binaries;
 pub mod bucket;
 pub mod cli;
 pub mod cluster;
+pub mod crowd;
 pub mod data;
 pub mod data_folder;
 pub mod dirs;

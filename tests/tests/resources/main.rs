@@ -4,6 +4,7 @@
 //! environment makes the transfers as large as the promise says; else they are large enough to show that it holds.
 
 mod backlog;
+mod crowd;
 mod descriptors;
 mod full_disk;
 
