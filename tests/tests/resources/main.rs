@@ -7,6 +7,8 @@ mod backlog;
 mod crowd;
 mod descriptors;
 mod full_disk;
+mod memory;
+mod slow_disk;
 
 /// Whether there is time for the large transfers.
 fn is_long_run() -> bool {
