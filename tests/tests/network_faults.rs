@@ -18,7 +18,7 @@ use dfstore_tests::eventually;
 use dfstore_tests::http;
 use dfstore_tests::native::{NativeClient, target};
 use dfstore_tests::peer_proxy::{PeerProxy, Way, WireFault, WireRule};
-use dfstore_tests::scene::{BUCKET, EPHEMERAL, PATIENCE, Scene, right, same};
+use dfstore_tests::scene::{BUCKET, EPHEMERAL, PATIENCE, Scene, is_long_run, right, same};
 
 const PIECE: u64 = 4 << 20;
 /// A read of several frames each way.
@@ -234,9 +234,4 @@ fn a_reader_gets_right_bytes_beside_a_bad_link_between_peers() -> Result<()> {
     // A cluster for each: a link that was bad is left alone for a while.
     let rules: Vec<_> = if is_long_run() { every.collect() } else { every.skip(6).step_by(2).collect() };
     rules.into_iter().try_for_each(|rule| read_beside_a_bad_link(rule).with_context(|| format!("{rule:?}")))
-}
-
-/// Whether there is time for every case.
-fn is_long_run() -> bool {
-    std::env::var_os("DFSTORE_TEST_LONG").is_some_and(|value| value == "1")
 }

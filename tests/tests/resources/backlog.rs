@@ -10,7 +10,7 @@ use dfstore_tests::dirs;
 use dfstore_tests::eventually;
 use dfstore_tests::faulty_backend::{Fault, FaultyBackend, Rule, Seen};
 use dfstore_tests::peer::{Peer, PeerSpec};
-use dfstore_tests::scene::{ASYNC, BUCKET, EPHEMERAL, PATIENCE, Scene, expect};
+use dfstore_tests::scene::{ASYNC, BUCKET, EPHEMERAL, PATIENCE, Scene, expect, is_long_run};
 use http::Method;
 
 const BACKLOG: Zeros = Zeros { bucket: BUCKET, objects: 100_000, pieces: 1, dirty: true };
@@ -87,7 +87,7 @@ fn groups_hide_nothing_behind_them(scene: &Scene) -> Result<()> {
 
 /// The bucket gets the oldest objects first, each shard's in the order of its queue.
 fn goes_on_in_order(scene: &Scene) -> Result<()> {
-    let wanted = if crate::is_long_run() { 10_000 } else { 1000 };
+    let wanted = if is_long_run() { 10_000 } else { 1000 };
     scene.backend.release();
     eventually("uploads go on", PATIENCE * 4, || (scene.backend.requests_of(&Method::PUT) >= wanted).then_some(()))?;
     let seen = scene.backend.seen();

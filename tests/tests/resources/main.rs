@@ -9,8 +9,3 @@ mod descriptors;
 mod full_disk;
 mod memory;
 mod slow_disk;
-
-/// Whether there is time for the large transfers.
-fn is_long_run() -> bool {
-    std::env::var_os("DFSTORE_TEST_LONG").is_some_and(|value| value == "1")
-}

@@ -10,7 +10,7 @@ use dfstore_tests::data::Payload;
 use dfstore_tests::eventually;
 use dfstore_tests::http::Connection;
 use dfstore_tests::native::{NativeClient, target};
-use dfstore_tests::scene::{ASYNC, BUCKET, Scene, expect};
+use dfstore_tests::scene::{ASYNC, BUCKET, Scene, expect, is_long_run};
 
 /// What the machine gives; the peer's budget is half of it.
 const LIMIT_BYTES: u64 = 256 << 20;
@@ -54,7 +54,7 @@ fn at_once(transfer: impl Fn(&str, Payload) -> Result<()> + Sync, length: u64) -
 #[test]
 fn transfers_far_larger_than_memory_stay_within_it() -> Result<()> {
     let Some(group) = Cgroup::with_memory(LIMIT_BYTES) else { return Ok(()) };
-    let length = if crate::is_long_run() { 4 << 30 } else { 512 << 20 };
+    let length = if is_long_run() { 4 << 30 } else { 512 << 20 };
     let mut scene = Scene::start_with(|spec| spec.capacity = "12GiB".to_owned())?;
     group.add(scene.peer.process().pid())?;
     at_once(|key, payload| upload(&scene, key, payload), length).context("up")?;
