@@ -280,4 +280,20 @@ mod tests {
             prop_assert!(expected.1.iter().all(|group| overlaid.1.contains(group)));
         }
     }
+
+    #[test]
+    fn a_page_ends_where_an_answer_was_cut_and_goes_on_behind_it() {
+        let present = |keys: &[&str]| keys.iter().map(|key| PendingEntry::Present(entry(key))).collect::<Vec<_>>();
+        let stored = BTreeSet::from(["z".to_owned()]);
+        let first = request("", "/", 10);
+        let cut = PendingList { entries: present(&["a/1", "a/2", "b"]), horizon: Some("a/2".to_owned()) };
+        let page = overlay(&first, backend_page(&stored, &first), cut);
+        assert_eq!((page.common_prefixes, page.entries.len()), (vec!["a/".to_owned()], 0));
+        assert_eq!((page.truncated, &*page.next_marker), (true, "a/2"));
+        let second = request("a/2", "/", 10);
+        let rest = PendingList { entries: present(&["a/3", "b"]), horizon: None };
+        let page = overlay(&second, backend_page(&stored, &second), rest);
+        let keys: Vec<_> = page.entries.iter().map(|entry| &*entry.key).collect();
+        assert_eq!((keys, page.common_prefixes.is_empty(), page.truncated), (vec!["b", "z"], true, false));
+    }
 }
