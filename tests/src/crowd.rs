@@ -30,11 +30,11 @@ impl Crowd {
     pub fn gather(address: SocketAddr, idle: usize, silent: usize, slow: usize) -> Result<Crowd> {
         raise_open_files((idle + silent + slow) as u64)?;
         let connect = || TcpStream::connect_timeout(&address, ANSWER_TIMEOUT).context("one of a crowd is not let in");
-        let silent = (0..silent).map(|_| connect()).collect::<Result<_>>()?;
-        let slow = (0..slow).map(|_| Ok((connect()?, 0))).collect::<Result<_>>()?;
         let idle = (0..idle).map(|_| connect()).collect::<Result<Vec<_>>>()?;
-        let mut crowd = Crowd { idle, silent, slow };
+        let mut crowd = Crowd { idle, silent: Vec::new(), slow: Vec::new() };
         crowd.use_idle()?;
+        crowd.silent = (0..silent).map(|_| connect()).collect::<Result<_>>()?;
+        crowd.slow = (0..slow).map(|_| Ok((connect()?, 0))).collect::<Result<_>>()?;
         Ok(crowd)
     }
 

@@ -50,7 +50,8 @@ pub(super) struct State {
     connections: AtomicU64,
     pieces: AtomicU64,
     spoiled: AtomicU64,
-    wire_rule: Mutex<Option<WireRule>>,
+    /// And whether it is over once it has bitten.
+    wire_rule: Mutex<Option<(WireRule, bool)>>,
     /// Most frames of one connection, in each direction.
     frames: [AtomicU64; 2],
 }
@@ -98,17 +99,24 @@ impl State {
         Some(rule.fault)
     }
 
-    pub(super) fn count_spoiled(&self) {
-        self.spoiled.fetch_add(1, Ordering::SeqCst);
+    pub(super) fn set_wire_rule(&self, rule: Option<(WireRule, bool)>) {
+        *lock(&self.wire_rule) = rule;
     }
 
-    pub(super) fn set_wire_rule(&self, rule: Option<WireRule>) {
-        *lock(&self.wire_rule) = rule;
+    /// Whether the rule of a connection still holds at the frame that it names; it is counted then.
+    pub(super) fn bites(&self) -> bool {
+        let mut rule = lock(&self.wire_rule);
+        let Some((_, is_single)) = *rule else { return false };
+        if is_single {
+            *rule = None;
+        }
+        self.spoiled.fetch_add(1, Ordering::SeqCst);
+        true
     }
 
     /// What goes wrong with a connection that begins now.
     pub(super) fn next_wire_rule(&self) -> Option<WireRule> {
-        *lock(&self.wire_rule)
+        lock(&self.wire_rule).map(|(rule, _)| rule)
     }
 
     pub(super) fn note_frames(&self, way: Way, frames: u64) {

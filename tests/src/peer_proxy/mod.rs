@@ -126,7 +126,12 @@ impl PeerProxy {
 
     /// From now on new connections are spoiled like this, each at the same frame; `None` for no more of it.
     pub fn set_wire_rule(&self, rule: Option<WireRule>) {
-        self.state.set_wire_rule(rule);
+        self.state.set_wire_rule(rule.map(|rule| (rule, false)));
+    }
+
+    /// The next connection that comes as far is spoiled like this, and no other.
+    pub fn set_wire_rule_once(&self, rule: WireRule) {
+        self.state.set_wire_rule(Some((rule, true)));
     }
 
     /// The most frames that any connection has had this way so far, the preface counted as one.

@@ -105,9 +105,9 @@ impl Lane<'_> {
             }
             if let Some(WireRule { fault: WireFault::Flip(byte), .. }) = self.wire
                 && let Some(byte) = byte.checked_sub(at).and_then(|index| buffer[..count].get_mut(index))
+                && self.state.bites()
             {
                 *byte ^= 0xFF;
-                self.state.count_spoiled();
             }
             at += count;
             self.state.frame_delay().await;
@@ -176,8 +176,8 @@ impl Lane<'_> {
             self.forward(&frame).await?;
             return self.forward(&late).await;
         }
-        let Some(rule) = self.wire.filter(|rule| rule.frame == index) else { return self.forward(&frame).await };
-        self.state.count_spoiled();
+        let bites = |rule: &WireRule| rule.frame == index && self.state.bites();
+        let Some(rule) = self.wire.filter(bites) else { return self.forward(&frame).await };
         match rule.fault {
             WireFault::Reset => {
                 let (_, _) = (self.to.as_ref().set_zero_linger(), self.from.as_ref().set_zero_linger());
