@@ -33,10 +33,10 @@ fn a_hundred_thousand_pending_writes_hold_up_neither_start_nor_order() -> Result
     spec.capacity = "1GiB".to_owned();
     spec.shards = SHARDS.to_string();
     let began = Instant::now();
-    let scene = Scene { peer: Peer::start_with(spec)?, backend, bucket };
+    let mut scene = Scene { peer: Peer::start_with(spec)?, backend, bucket };
     let last = scene.get(&Zeros::key(BACKLOG.objects - 1))?;
     let served_after = began.elapsed();
-    eprintln!("served after {served_after:?}");
+    eprintln!("served after {served_after:?}, {:?} of them of CPU", scene.peer.process().cpu_time()?);
     ensure!(served_after < START_MAX, "served after {served_after:?}");
     expect(&last, 200);
     ensure!(last.header("x-dfs-cache") == Some("pending") && last.body.iter().all(|byte| *byte == 0));
