@@ -23,6 +23,14 @@ fn pieces_come_over_a_link() {
 }
 
 #[test]
+fn small_reads_are_measured_beside_a_crowd() {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_dfstore-crowd"));
+    let output = command.args(["--pairs", "1", "--run-ms", "300", "--crowd", "200"]).output().expect("runs");
+    let text = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && text.contains("99th percentile"), "{text}");
+}
+
+#[test]
 fn wrong_usage_exits_with_2() {
     let programs = [
         env!("CARGO_BIN_EXE_dfstore-memory"),
@@ -30,6 +38,7 @@ fn wrong_usage_exits_with_2() {
         env!("CARGO_BIN_EXE_dfstore-swarm"),
         env!("CARGO_BIN_EXE_dfstore-peer-link"),
         env!("CARGO_BIN_EXE_dfstore-links"),
+        env!("CARGO_BIN_EXE_dfstore-crowd"),
     ];
     for program in programs {
         let output = Command::new(program).arg("--bogus").output().expect("runs");

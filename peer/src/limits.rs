@@ -43,6 +43,14 @@ pub const CATALOG_MAILBOX: usize = 4096;
 pub const CATALOG_BATCH_CHANGES: usize = 256;
 /// See [`CATALOG_BATCH_CHANGES`].
 pub const CATALOG_BATCH_DELAY: Duration = Duration::from_millis(2);
+/// Bytes on disk taken ahead for the catalog; when fewer than the second are left more are taken. If there are none,
+/// what only adds is refused; with fewer than the third everything is. A transaction of [`CATALOG_BATCH_CHANGES`]
+/// changes writes at most about two pages for each.
+pub const CATALOG_ROOM_BYTES: u64 = 8 << 20;
+/// See [`CATALOG_ROOM_BYTES`].
+pub const CATALOG_ROOM_BYTES_LOW: u64 = 4 << 20;
+/// See [`CATALOG_ROOM_BYTES`].
+pub const CATALOG_ROOM_BYTES_LEAST: u64 = 1 << 20;
 /// The time a commit that nobody waits for may be kept to be grouped with others.
 pub const CATALOG_LAZY_DELAY: Duration = Duration::from_millis(100);
 /// Requests that may wait for the sidecar.
@@ -192,6 +200,8 @@ pub const GOSSIP_RESTART_PAUSE: Duration = Duration::from_secs(1);
 pub const LIST_LIMIT_MAX: usize = 1000;
 
 const _: () = assert!(PIECE_BYTES.is_multiple_of(BLOCK_BYTES));
+const _: () = assert!(CATALOG_ROOM_BYTES > CATALOG_ROOM_BYTES_LOW && CATALOG_ROOM_BYTES_LOW > CATALOG_ROOM_BYTES_LEAST);
+const _: () = assert!(CATALOG_ROOM_BYTES_LOW >= 2 * (CATALOG_BATCH_CHANGES as u64) * (BLOCK_BYTES as u64));
 const _: () = assert!(HTTP_BUFFER_BYTES_MAX >= HTTP_HEAD_BYTES_MAX && HTTP_HEAD_BYTES_MAX >= OPENING_READ_BYTES);
 const _: () = assert!(PART_BYTES_MIN.is_multiple_of(PIECE_BYTES as u64));
 const _: () = assert!(MULTIPART_THRESHOLD_BYTES >= PART_BYTES_MIN);

@@ -8,9 +8,12 @@
 
 pub mod binaries;
 pub mod bucket;
+pub mod cgroup;
 pub mod cli;
 pub mod cluster;
+pub mod crowd;
 pub mod data;
+pub mod data_folder;
 pub mod dirs;
 pub mod faulty_backend;
 pub mod folder_s3;

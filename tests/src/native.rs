@@ -48,11 +48,20 @@ impl NativeClient {
         NativeClient::open(address, Route::Any)
     }
 
+    /// As [`connect_any`](Self::connect_any); no read or write takes longer than this.
+    pub fn connect_within(address: SocketAddr, timeout: Duration) -> Result<NativeClient> {
+        NativeClient::open_within(address, Route::Any, timeout)
+    }
+
     fn open(address: SocketAddr, route: Route) -> Result<NativeClient> {
+        NativeClient::open_within(address, route, TIMEOUT)
+    }
+
+    fn open_within(address: SocketAddr, route: Route, timeout: Duration) -> Result<NativeClient> {
         let stream = TcpStream::connect(address).with_context(|| format!("cannot connect to {address}"))?;
         stream.set_nodelay(true)?;
-        stream.set_read_timeout(Some(TIMEOUT))?;
-        stream.set_write_timeout(Some(TIMEOUT))?;
+        stream.set_read_timeout(Some(timeout))?;
+        stream.set_write_timeout(Some(timeout))?;
         let hello = Hello {
             versions: Versions::OURS,
             role: Role::Client,
@@ -149,7 +158,7 @@ impl NativeClient {
         loop {
             match self.event()? {
                 Event::Piece { head, .. } => {
-                    self.raw(head.offset, &mut take)?;
+                    self.raw(&head, &mut take)?;
                     let mut out = BytesMut::new();
                     self.session.grant(1, &mut out)?;
                     self.stream.write_all(&out)?;
@@ -247,12 +256,13 @@ impl NativeClient {
         }
     }
 
-    /// Reads the raw bytes of the piece that has begun.
-    fn raw(&mut self, offset: u64, take: &mut impl FnMut(u64, &[u8])) -> Result<()> {
-        let mut at = offset;
+    /// Reads the raw bytes of the piece that has begun; an error when they are not those that its head tells.
+    fn raw(&mut self, piece: &PieceHead, take: &mut impl FnMut(u64, &[u8])) -> Result<()> {
+        let (mut at, mut crc32) = (piece.offset, crc32fast::Hasher::new());
         while let Need::Raw(_) = self.session.need() {
             let mut input = &self.buffer[self.unused.clone()];
             let raw = self.session.take_raw(&mut input);
+            crc32.update(raw);
             take(at, raw);
             at += raw.len() as u64;
             self.unused.start += raw.len();
@@ -260,6 +270,7 @@ impl NativeClient {
                 self.fill()?;
             }
         }
+        ensure!(crc32.finalize() == piece.crc32, "the checksum of piece {} is wrong", piece.number);
         Ok(())
     }
 

@@ -1,17 +1,9 @@
 //! What a peer still has after it was stopped and started, also with another number of shards.
 
-use std::collections::BTreeSet;
-use std::path::Path;
-use std::time::{SystemTime, UNIX_EPOCH};
-
 use anyhow::{Context, Result};
-use dfstore_peer::catalog::{Catalog, Change, Durability, PieceKey, PieceRecord, TaskRecord, TaskState};
-use dfstore_peer::rt::shard::block_on;
-use dfstore_peer::store::{SpaceOptions, StoreSeed};
-use dfstore_proto::ids::{ObjectName, TaskId};
-use dfstore_proto::object::ObjectMeta;
 use dfstore_tests::cli::dfstore;
 use dfstore_tests::data::Payload;
+use dfstore_tests::data_folder::Zeros;
 use dfstore_tests::dirs;
 use dfstore_tests::eventually;
 use dfstore_tests::faulty_backend::{Fault, Rule, Seen};
@@ -92,53 +84,12 @@ fn another_number_of_shards_keeps_everything() -> Result<()> {
     eventually("the bucket is told of the deletion", PATIENCE, gone)
 }
 
-/// What a data folder holds after a hundred thousand small reads: 100 objects of 1000 pieces of a block of zeros each.
-fn fill_with_zeros(dir: &Path, capacity_bytes: u64) -> Result<()> {
-    let (catalog, loaded) = Catalog::open(dir, 32 << 20, Box::new(|_, _| ()))?;
-    let options = SpaceOptions { dir: dir.to_path_buf(), capacity_bytes, shards: 1, store_id: loaded.store_id };
-    let seed = StoreSeed::open(options, &BTreeSet::new())?;
-    let handle = catalog.handle();
-    block_on(async {
-        let store = seed.shard(0);
-        let crc32 = crc32fast::hash(&[0; 4096]);
-        for object in 0..100_u64 {
-            let name = ObjectName::new(BUCKET, format!("zeros/{object}"));
-            let task = TaskId::of(&name, "", "");
-            let meta = ObjectMeta { length: 4_096_000, etag: "\"zeros\"".into(), ..ObjectMeta::default() };
-            let now = SystemTime::now().duration_since(UNIX_EPOCH)?;
-            let validated_at_ms = u64::try_from(now.as_millis())?;
-            let (replicas, published) = (0, false);
-            let (query, state) = (String::new(), TaskState::Clean);
-            let record = TaskRecord {
-                name,
-                query,
-                generation: 1,
-                state,
-                meta,
-                piece_bytes: 4096,
-                crc32: None,
-                validated_at_ms,
-                replicas,
-                published,
-            };
-            let mut changes = vec![Change::PutTask { task, record }];
-            for number in 0..1000 {
-                let lease = store.allocate(4096).await?.keep();
-                let record = PieceRecord { length: 4096, crc32, extents: lease.extents().clone() };
-                changes.push(Change::PutPiece { key: PieceKey { task, generation: 1, number }, record });
-            }
-            handle.commit(changes, Durability::Lazy).await?;
-        }
-        Ok::<_, anyhow::Error>(())
-    })??;
-    catalog.close();
-    Ok(())
-}
-
 #[test]
 fn a_hundred_thousand_pieces_are_ready_at_once() -> Result<()> {
     let folder = dirs::temporary("zeros")?;
-    fill_with_zeros(folder.path(), 1 << 30)?;
+    // What it holds after a hundred thousand small reads.
+    let zeros = Zeros { bucket: BUCKET, objects: 100, pieces: 1000, dirty: false };
+    zeros.fill(folder.path(), 1 << 30)?;
     let mut scene = Scene::start_with(|spec| {
         spec.data_path = Some(folder.path().to_path_buf());
         spec.capacity = "1GiB".to_owned();
@@ -153,10 +104,10 @@ fn a_hundred_thousand_pieces_are_ready_at_once() -> Result<()> {
     let pieces = |metrics: &Samples| metrics.sum("dfstore_cache_pieces", &[]) == 100_000.0;
     scene.peer.metrics_until("all pieces are known", PATIENCE, pieces)?;
     for object in [0, 57, 99] {
-        let answer = scene.get(&format!("zeros/{object}"))?;
+        let answer = scene.get(&Zeros::key(object))?;
         expect(&answer, 200);
         assert_eq!(answer.header("x-dfs-cache"), Some("local"));
-        assert!(answer.body.len() == 4_096_000 && answer.body.iter().all(|byte| *byte == 0));
+        assert!(answer.body.len() as u64 == zeros.length() && answer.body.iter().all(|byte| *byte == 0));
     }
     assert_eq!(scene.backend.requests(), 0);
     Ok(())

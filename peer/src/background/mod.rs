@@ -61,6 +61,13 @@ impl BackgroundError {
     }
 }
 
+impl BackgroundError {
+    /// Whether the piece itself is wrong. All else, such as a lack of descriptors, says nothing about it.
+    pub fn is_damage(&self) -> bool {
+        matches!(self, BackgroundError::Store(StoreError::Corrupt { .. }))
+    }
+}
+
 /// A piece to read.
 struct ReadPiece {
     lease: Lease,
@@ -147,6 +154,7 @@ fn run(dir: PathBuf, receiver: Receiver<Message>, started: &mpsc::SyncSender<Res
     };
     executor.run(async move {
         let reader = Reader::new(dir);
+        reader.learn_disk().await;
         let _ = started.send(Rouser::of_this_thread().map_err(|error| error.to_string()));
         reader.serve(receiver).await;
     });

@@ -46,6 +46,18 @@ impl Reader {
         Rc::new(Reader { dir, files: RefCell::default(), running: Semaphore::new(BACKGROUND_READS_MAX) })
     }
 
+    /// Opens some file of the folder once. glommio 0.9 reads what it wants to know of a disk at the first file that it
+    /// opens there, and panics when it cannot, as when the process is out of descriptors. At the start it is not.
+    pub async fn learn_disk(&self) {
+        let entries = std::fs::read_dir(&self.dir).into_iter().flatten().flatten();
+        let mut files = entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_file()));
+        if let Some(file) = files.next()
+            && let Ok(opened) = DmaFile::open(file.path()).await
+        {
+            let _ = opened.close().await;
+        }
+    }
+
     /// Serves the mailbox until it is closed, then ends what runs and closes the files.
     pub async fn serve(self: Rc<Self>, receiver: Receiver<Message>) {
         let executor = glommio::executor();

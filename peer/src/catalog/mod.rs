@@ -5,9 +5,10 @@
 //! any thread. Commits are grouped: one transaction and one sync for many callers ([`writer`]). It knows neither the
 //! piece files nor what the records mean.
 //!
-//! What can fail: opening (another process has it, another format, damage), and commits. After the first failed
-//! commit every later one is refused ([`CatalogError::Failed`]): what the file holds is known again only after a
-//! restart.
+//! What can fail: opening (another process has it, another format, damage), and commits. On a full disk a commit is
+//! refused before it begins, and later ones may succeed ([`CatalogError::DiskFull`], [`room`]). After the first commit
+//! that failed half way every later one is refused ([`CatalogError::Failed`]): what the file holds is known again only
+//! after a restart.
 //!
 //! Invariants: a commit is applied whole or not at all; commits are applied in the order in which they were given;
 //! when a commit has been answered with success it survives a power cut.
@@ -16,6 +17,7 @@ pub mod records;
 
 pub mod codec;
 mod database;
+mod room;
 mod writer;
 
 #[cfg(test)]
@@ -34,6 +36,7 @@ pub use records::{
 };
 
 use crate::catalog::database::Database;
+use crate::catalog::room::Room;
 use crate::catalog::writer::{Message, Writer};
 use crate::limits::CATALOG_MAILBOX;
 use crate::rt::mailbox::{Sender, mailbox};
@@ -84,6 +87,12 @@ pub enum CatalogError {
         /// The system's answer.
         reason: String,
     },
+    /// The disk has no room for the changes. Nothing was changed, and later ones may fit.
+    #[error("no space left on the file system of {}", dir.display())]
+    DiskFull {
+        /// The data folder.
+        dir: PathBuf,
+    },
     /// A commit failed, this one or one before.
     #[error("the catalog takes no changes since a commit failed ({reason}); restart the peer after checking the disk")]
     Failed {
@@ -96,9 +105,9 @@ pub enum CatalogError {
 }
 
 impl CatalogError {
-    /// Whether the same call may succeed later without a restart. It never does.
+    /// Whether the same call may succeed later without a restart.
     pub fn is_retryable(&self) -> bool {
-        false
+        matches!(self, CatalogError::DiskFull { .. })
     }
 }
 
@@ -125,7 +134,9 @@ impl Catalog {
         let (database, loaded) = Database::open(dir, cache_bytes)?;
         let (sender, receiver) = mailbox(CATALOG_MAILBOX);
         let failed = Arc::new(AtomicBool::new(false));
-        let writer = Writer::new(database, receiver, failed.clone(), observer);
+        let room = Room::new(&dir.join(CATALOG_FILE));
+        let full = CatalogError::DiskFull { dir: dir.to_path_buf() };
+        let writer = Writer::new(database, receiver, failed.clone(), (room, full), observer);
         let thread = std::thread::Builder::new().name("catalog".to_owned()).spawn(move || writer.run());
         let thread =
             thread.map_err(|error| CatalogError::Open { path: dir.to_path_buf(), reason: error.to_string() })?;

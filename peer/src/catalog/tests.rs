@@ -1,6 +1,6 @@
 //! Tests of the catalog on real files: what comes back, order, groups, damage, versions, size.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
@@ -13,6 +13,7 @@ use dfstore_proto::ids::{ObjectName, TaskId};
 use dfstore_proto::object::ObjectMeta;
 
 use crate::catalog::database::Database;
+use crate::catalog::room::Room;
 use crate::catalog::writer::{Message, Writer};
 use crate::catalog::{
     CATALOG_FILE, Catalog, CatalogError, Change, Durability, Loaded, PartRecord, PieceKey, PieceRecord, PieceSet,
@@ -314,7 +315,8 @@ fn after_a_failed_commit_every_later_one_is_refused() {
     let (database, _) = Database::read(opened, PathBuf::from("memory")).expect("reads");
     let (sender, receiver) = mailbox(8);
     let failed = Arc::new(AtomicBool::new(false));
-    let writer = Writer::new(database, receiver, failed.clone(), Box::new(|_, _| ()));
+    let no_file = (Room::new(Path::new("memory")), CatalogError::Closed);
+    let writer = Writer::new(database, receiver, failed.clone(), no_file, Box::new(|_, _| ()));
     let thread = std::thread::spawn(move || writer.run());
     run(async {
         let commit = async || {

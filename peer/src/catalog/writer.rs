@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use crate::catalog::database::Database;
 use crate::catalog::records::Change;
+use crate::catalog::room::Room;
 use crate::catalog::{CatalogError, CommitObserver, Durability};
 use crate::limits::{CATALOG_BATCH_CHANGES, CATALOG_BATCH_DELAY, CATALOG_LAZY_DELAY};
 use crate::rt::mailbox::{Receiver, oneshot};
@@ -36,16 +37,25 @@ pub struct Writer {
     /// Why the first commit that failed did.
     failure: Option<Arc<str>>,
     failed: Arc<AtomicBool>,
+    room: Room,
+    /// What is said when there is no room.
+    full: CatalogError,
     observer: CommitObserver,
     /// Whether the last transaction served more than one caller who waited.
     crowded: bool,
 }
 
+/// Changes of one caller, and how to answer.
+struct Commit {
+    changes: Vec<Change>,
+    reply: oneshot::Sender<Result<(), CatalogError>>,
+}
+
 /// Commits that share a transaction.
 #[derive(Default)]
 struct Batch {
-    changes: Vec<Change>,
-    replies: Vec<oneshot::Sender<Result<(), CatalogError>>>,
+    commits: Vec<Commit>,
+    change_count: usize,
     durable_count: usize,
     /// When the batch is to be committed at the latest.
     deadline: Option<Instant>,
@@ -54,14 +64,15 @@ struct Batch {
 }
 
 impl Writer {
-    /// A writer for an open database. `failed` is set when a commit fails.
+    /// A writer for an open database. `failed` is set when a commit fails. Without room, the error beside it is given.
     pub fn new(
         database: Database,
         receiver: Receiver<Message>,
         failed: Arc<AtomicBool>,
+        (room, full): (Room, CatalogError),
         observer: CommitObserver,
     ) -> Writer {
-        Writer { database, receiver, failure: None, failed, observer, crowded: false }
+        Writer { database, receiver, failure: None, failed, room, full, observer, crowded: false }
     }
 
     /// Runs until told to close, or until every sender has gone.
@@ -82,7 +93,7 @@ impl Writer {
     /// Takes messages until the batch is full, or due, or the last one.
     fn gather(&self) -> Batch {
         let mut batch = Batch::default();
-        while !batch.last && batch.changes.len() < CATALOG_BATCH_CHANGES {
+        while !batch.last && batch.change_count < CATALOG_BATCH_CHANGES {
             let message = match (self.receiver.try_recv(), batch.deadline) {
                 (Some(message), _) => Some(message),
                 (None, None) => Some(self.receiver.recv_blocking().unwrap_or(Message::Close)),
@@ -93,7 +104,8 @@ impl Writer {
             };
             match message {
                 Some(Message::Commit { changes, durability, reply }) => {
-                    batch.add(changes, reply);
+                    batch.change_count += changes.len();
+                    batch.commits.push(Commit { changes, reply });
                     self.set_deadline(&mut batch, durability);
                 }
                 Some(Message::Close) => batch.last = true,
@@ -116,33 +128,42 @@ impl Writer {
 
     fn commit(&mut self, batch: Batch) {
         self.crowded = batch.durable_count > 1;
-        if batch.changes.is_empty() {
+        let commits = self.with_room(batch.commits);
+        let change_count = commits.iter().map(|commit| commit.changes.len()).sum();
+        if change_count == 0 {
             return;
         }
         let started = Instant::now();
         if self.failure.is_none() {
-            if let Err(error) = self.database.apply(batch.changes.iter()) {
+            if let Err(error) = self.database.apply(commits.iter().flat_map(|commit| &commit.changes)) {
                 tracing::error!(%error, "a catalog commit failed: it takes no more changes");
                 self.failure = Some(error.to_string().into());
                 self.failed.store(true, Ordering::Release);
             } else {
-                (self.observer)(batch.changes.len(), started.elapsed());
+                (self.observer)(change_count, started.elapsed());
             }
         }
-        for reply in batch.replies {
+        for commit in commits {
             let answer = match &self.failure {
                 None => Ok(()),
                 Some(reason) => Err(CatalogError::Failed { reason: reason.clone() }),
             };
             // Whoever stopped waiting needs no answer.
-            let _ = reply.send(answer);
+            let _ = commit.reply.send(answer);
         }
     }
-}
 
-impl Batch {
-    fn add(&mut self, mut changes: Vec<Change>, reply: oneshot::Sender<Result<(), CatalogError>>) {
-        self.changes.append(&mut changes);
-        self.replies.push(reply);
+    /// Refuses those for which the disk has no room; gives the others.
+    fn with_room(&mut self, commits: Vec<Commit>) -> Vec<Commit> {
+        if commits.is_empty() {
+            return commits;
+        }
+        let standing = self.room.look();
+        let (kept, refused): (Vec<_>, Vec<_>) =
+            commits.into_iter().partition(|commit| standing.allows(&commit.changes));
+        for commit in refused {
+            let _ = commit.reply.send(Err(self.full.clone()));
+        }
+        kept
     }
 }

@@ -149,6 +149,9 @@ impl From<StoreError> for ObjectError {
 
 impl From<CatalogError> for ObjectError {
     fn from(error: CatalogError) -> Self {
+        if let CatalogError::DiskFull { .. } = error {
+            return ObjectError::NoSpace(format!("the catalog: {error}"));
+        }
         // The reason is in the log, once; a client cannot do anything with it.
         tracing::error!(%error, "the catalog refused a change");
         ObjectError::Poisoned

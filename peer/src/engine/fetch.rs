@@ -188,13 +188,20 @@ impl Owner {
         Err(ObjectError::PeerUnavailable(format!("piece {number} of task {}: {error}", version.task)))
     }
 
-    /// Live nodes that are known to hold a piece; at most as many as are worth asking.
+    /// Live nodes that are known to hold a piece; at most as many as are worth asking. Those that are left alone for now
+    /// come last, and only for what the backend does not have.
     fn holders_of(&self, version: &Version, number: u32) -> Vec<Arc<Node>> {
         let Some(cluster) = &self.cluster else { return Vec::new() };
         let members = cluster.members();
         let known = version.holders.borrow().having(number);
         let live = known.iter().filter(|node| **node != members.me).filter_map(|node| members.find(node).cloned());
-        live.filter(|node| !self.rogues.borrow().is_avoided(&node.id, since_start())).take(HOLDERS_ASKED_MAX).collect()
+        let is_avoided = |node: &Arc<Node>| self.rogues.borrow().is_avoided(&node.id, since_start());
+        let (avoided, mut holders): (Vec<_>, Vec<_>) = live.partition(is_avoided);
+        if !version.is_clean() {
+            holders.extend(avoided);
+        }
+        holders.truncate(HOLDERS_ASKED_MAX);
+        holders
     }
 
     /// Gets a piece from a peer that has it.

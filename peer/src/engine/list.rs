@@ -15,19 +15,56 @@ use crate::links::LinkError;
 use crate::membership::Node;
 use crate::sidecar::backend::BackendErrorKind;
 
-/// One page.
+/// One page. It is empty only when nothing follows: not every client goes on after an empty one.
 pub async fn list(engine: &Engine, request: &ListRequest) -> Result<ListPage, ObjectError> {
-    let request = ListRequest { limit: request.limit.clamp(1, LIST_LIMIT_MAX), ..request.clone() };
+    let mut request = ListRequest { limit: request.limit.clamp(1, LIST_LIMIT_MAX), ..request.clone() };
+    loop {
+        let page = list_from(engine, &request).await?;
+        let is_empty = page.entries.is_empty() && page.common_prefixes.is_empty();
+        if !is_empty || !page.truncated || page.next_marker <= request.marker {
+            return Ok(page);
+        }
+        request.marker = page.next_marker;
+    }
+}
+
+async fn list_from(engine: &Engine, request: &ListRequest) -> Result<ListPage, ObjectError> {
     // First what is pending, then the backend: an object that is written back in between is seen twice, not never.
     let mut pending = pending_here(engine, &request.bucket, &request.prefix, &request.marker, false).await?;
-    pending.extend(pending_elsewhere(engine, &request).await);
+    for at_seed in pending_elsewhere(engine, request).await {
+        pending.add(at_seed);
+    }
     let page = match engine.0.context.backend.list(request.clone()).await {
         Ok(page) => page,
         // A bucket that so far exists only here.
-        Err(error) if error.kind == BackendErrorKind::NoSuchBucket && !pending.is_empty() => ListPage::default(),
+        Err(error) if error.kind == BackendErrorKind::NoSuchBucket && !pending.entries.is_empty() => {
+            ListPage::default()
+        }
         Err(error) => return Err(error.into()),
     };
-    Ok(overlay(&request, page, pending))
+    Ok(overlay(request, page, pending))
+}
+
+/// What is pending of a bucket, of several who were asked.
+#[derive(Clone, Debug, Default)]
+pub struct PendingList {
+    /// The entries, in no order.
+    pub entries: Vec<PendingEntry>,
+    /// Somebody had more than he could say: beyond this key there may be others.
+    pub horizon: Option<String>,
+}
+
+impl PendingList {
+    /// Adds what one has said, in the order of its keys.
+    fn add(&mut self, said: Vec<PendingEntry>) {
+        if said.len() >= PENDING_ENTRIES_MAX
+            && let Some(last) = said.iter().map(PendingEntry::key).max()
+            && self.horizon.as_deref().is_none_or(|horizon| last < horizon)
+        {
+            self.horizon = Some(last.to_owned());
+        }
+        self.entries.extend(said);
+    }
 }
 
 /// What is pending on this peer, of all its shards: for its own clients, or what it decides about for other peers.
@@ -37,16 +74,16 @@ pub async fn pending_here(
     prefix: &str,
     marker: &str,
     as_home: bool,
-) -> Result<Vec<PendingEntry>, ObjectError> {
-    let mut pending = Vec::new();
+) -> Result<PendingList, ObjectError> {
+    let mut pending = PendingList::default();
     for shard in 0..engine.0.context.shards.len() {
         if shard == engine.shard() {
-            pending.extend(engine.0.pending_of(bucket, prefix, marker, as_home));
+            pending.add(engine.0.pending_of(bucket, prefix, marker, as_home));
         } else {
             let (bucket, prefix, marker) = (bucket.to_owned(), prefix.to_owned(), marker.to_owned());
             let remote = engine.shard_at(shard);
             let call = |reply| TaskCall::Pending { bucket, prefix, marker, as_home, reply };
-            pending.extend(remote.ask(call).await?);
+            pending.add(remote.ask(call).await?);
         }
     }
     Ok(pending)
@@ -54,7 +91,7 @@ pub async fn pending_here(
 
 /// What is pending at the seeds, which decide about it. One that cannot be asked is left out: the next in order has
 /// been told of the same.
-async fn pending_elsewhere(engine: &Engine, request: &ListRequest) -> Vec<PendingEntry> {
+async fn pending_elsewhere(engine: &Engine, request: &ListRequest) -> Vec<Vec<PendingEntry>> {
     let Some(cluster) = &engine.0.cluster else { return Vec::new() };
     let members = cluster.members();
     let seeds = members.seeds().filter(|seed| seed.id != members.me);
@@ -66,7 +103,7 @@ async fn pending_elsewhere(engine: &Engine, request: &ListRequest) -> Vec<Pendin
             None
         }
     });
-    known.flatten().collect()
+    known.collect()
 }
 
 async fn pending_at(engine: &Engine, seed: &Node, request: &ListRequest) -> Result<Vec<PendingEntry>, LinkError> {
@@ -101,13 +138,19 @@ fn from_message(entry: message::ListEntry) -> ListEntry {
 type Shown = BTreeMap<String, Option<ListEntry>>;
 
 /// Lays pending objects over a page of the backend. Pure.
-fn overlay(request: &ListRequest, page: ListPage, pending: Vec<PendingEntry>) -> ListPage {
+fn overlay(request: &ListRequest, page: ListPage, pending: PendingList) -> ListPage {
     // Beyond the backend's last entry of a truncated page there may be entries that are not known yet.
     let horizon = page.truncated.then(|| page.next_marker.clone());
+    let horizon = horizon.into_iter().chain(pending.horizon).min();
     let mut shown = Shown::new();
     shown.extend(page.common_prefixes.into_iter().map(|prefix| (prefix, None)));
     shown.extend(page.entries.into_iter().map(|entry| (entry.key.clone(), Some(entry))));
-    for entry in pending {
+    if let Some(horizon) = &horizon {
+        shown.retain(|place, _| place <= horizon);
+    }
+    // A marker within a group, or one that names it, has shown it already.
+    shown.retain(|place, _| *place > request.marker);
+    for entry in pending.entries {
         match entry {
             PendingEntry::Deleted(key) => {
                 if matches!(shown.get(&key), Some(Some(_))) {
@@ -120,7 +163,6 @@ fn overlay(request: &ListRequest, page: ListPage, pending: Vec<PendingEntry>) ->
                     None => (entry.key.clone(), Some(entry)),
                 };
                 let in_reach = horizon.as_ref().is_none_or(|horizon| place.0 <= *horizon);
-                // A marker that names a group has shown it already.
                 if in_reach && place.0 > request.marker {
                     shown.insert(place.0, place.1);
                 }
@@ -228,6 +270,7 @@ mod tests {
                         PendingEntry::Deleted(key) => *key > request.marker,
                     })
                     .collect();
+                let pending = PendingList { entries: pending, horizon: None };
                 overlay(request, backend_page(&stored, request), pending)
             });
             let truth: BTreeSet<String> = stored.union(&written).filter(|key| !deleted.contains(*key)).cloned().collect();
@@ -236,5 +279,21 @@ mod tests {
             // A group whose last object is deleted here shows until the backend knows; no group is missing.
             prop_assert!(expected.1.iter().all(|group| overlaid.1.contains(group)));
         }
+    }
+
+    #[test]
+    fn a_page_ends_where_an_answer_was_cut_and_goes_on_behind_it() {
+        let present = |keys: &[&str]| keys.iter().map(|key| PendingEntry::Present(entry(key))).collect::<Vec<_>>();
+        let stored = BTreeSet::from(["z".to_owned()]);
+        let first = request("", "/", 10);
+        let cut = PendingList { entries: present(&["a/1", "a/2", "b"]), horizon: Some("a/2".to_owned()) };
+        let page = overlay(&first, backend_page(&stored, &first), cut);
+        assert_eq!((page.common_prefixes, page.entries.len()), (vec!["a/".to_owned()], 0));
+        assert_eq!((page.truncated, &*page.next_marker), (true, "a/2"));
+        let second = request("a/2", "/", 10);
+        let rest = PendingList { entries: present(&["a/3", "b"]), horizon: None };
+        let page = overlay(&second, backend_page(&stored, &second), rest);
+        let keys: Vec<_> = page.entries.iter().map(|entry| &*entry.key).collect();
+        assert_eq!((keys, page.common_prefixes.is_empty(), page.truncated), (vec!["b", "z"], true, false));
     }
 }

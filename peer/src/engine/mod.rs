@@ -56,6 +56,7 @@ mod writeback;
 pub use cluster::Cluster;
 pub use context::{Context, DirtyBudget, ScrubPlan};
 pub use error::ObjectError;
+pub use list::PendingList;
 pub use reader::{Chunk, PeerPiece, PieceStream, Reader};
 pub use start::{Inventory, ShardInventory};
 pub use upload::Upload;
@@ -67,7 +68,7 @@ use dfstore_proto::ids::{ObjectName, TaskId};
 use dfstore_proto::message::{Message, QueueEntry, ScrubOk};
 
 use crate::config::options::BackendDescription;
-use crate::engine::call::{Held, PendingEntry, PieceAnswer, Reply, ShardMessage, TaskCall, Wanted, WrittenPiece};
+use crate::engine::call::{Held, PieceAnswer, Reply, ShardMessage, TaskCall, Wanted, WrittenPiece};
 use crate::engine::owner::Owner;
 use crate::engine::request::{
     CommitRequest, DeleteDone, ListPage, ListRequest, Order, PutRequest, QueueRequest, Stat, Target,
@@ -199,12 +200,7 @@ impl Engine {
     }
 
     /// What is pending of a bucket and decided about by this peer.
-    pub async fn pending_as_home(
-        &self,
-        bucket: &str,
-        prefix: &str,
-        marker: &str,
-    ) -> Result<Vec<PendingEntry>, ObjectError> {
+    pub async fn pending_as_home(&self, bucket: &str, prefix: &str, marker: &str) -> Result<PendingList, ObjectError> {
         list::pending_here(self, bucket, prefix, marker, true).await
     }
 

@@ -146,7 +146,6 @@ impl Owner {
             .range(from..)
             .take_while(|(name, _)| name.bucket == bucket)
             .filter(|(name, _)| name.key.starts_with(prefix) && name.key.as_str() > marker)
-            .take(PENDING_ENTRIES_MAX)
             .filter_map(|(name, task)| {
                 let version = task.current()?;
                 if self.is_away(&task.target.task) && (as_home || version.published.get()) {
@@ -159,6 +158,7 @@ impl Owner {
                     }
                 })
             })
+            .take(PENDING_ENTRIES_MAX)
             .collect()
     }
 

@@ -85,9 +85,10 @@ async fn pending(link: &Link, asked: &Pending) -> Result<PendingOk, ErrorReply> 
     let engine = &link.context.engine;
     let found = engine.pending_as_home(&asked.bucket, &asked.prefix, &asked.marker).await;
     let mut found = found.map_err(|error| error_reply(&error))?;
-    found.sort_unstable_by(|left, right| left.key().cmp(right.key()));
+    found.entries.sort_unstable_by(|left, right| left.key().cmp(right.key()));
+    let is_known = |entry: &PendingEntry| found.horizon.as_deref().is_none_or(|horizon| entry.key() <= horizon);
     let mut page = PendingPage::new();
-    for entry in found {
+    for entry in found.entries.into_iter().take_while(is_known) {
         let fits = match entry {
             PendingEntry::Present(entry) => page.push_written(list_entry(entry)),
             PendingEntry::Deleted(key) => page.push_deleted(key),
@@ -96,7 +97,7 @@ async fn pending(link: &Link, asked: &Pending) -> Result<PendingOk, ErrorReply> 
             return Ok(page.finish(true));
         }
     }
-    Ok(page.finish(false))
+    Ok(page.finish(found.horizon.is_some()))
 }
 
 /// A page of the write-back queue of this peer.

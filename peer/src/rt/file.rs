@@ -8,6 +8,8 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::sync::Arc;
 
+use rustix::fs::SeekFrom;
+
 use crate::limits::BLOCK_BYTES;
 use crate::rt::arena::{Slot, SlotMut};
 
@@ -36,6 +38,25 @@ pub fn open_direct(path: &Path, create_new: bool) -> io::Result<File> {
 /// Gives a fresh file its full size on disk. `ENOSPC` here is how a full disk shows itself.
 pub fn preallocate(file: &File, bytes: u64) -> io::Result<()> {
     rustix::fs::fallocate(file, rustix::fs::FallocateFlags::empty(), 0, bytes).map_err(io::Error::from)
+}
+
+/// Takes the blocks of `file` up to `end_bytes`, also beyond its length, which stays. `ENOSPC` takes a part or none.
+pub fn allocate_ahead(file: &File, end_bytes: u64) -> io::Result<()> {
+    rustix::fs::fallocate(file, rustix::fs::FallocateFlags::KEEP_SIZE, 0, end_bytes).map_err(io::Error::from)
+}
+
+/// Where what has been written to `file` ends, behind holes and blocks that were only taken; at least `from`.
+pub fn data_end(file: &File, from: u64) -> io::Result<u64> {
+    let mut end = from;
+    loop {
+        let data = match rustix::fs::seek(file, SeekFrom::Data(end)) {
+            Ok(data) => data,
+            // Nothing more comes.
+            Err(rustix::io::Errno::NXIO) => return Ok(end),
+            Err(error) => return Err(error.into()),
+        };
+        end = rustix::fs::seek(file, SeekFrom::Hole(data))?;
+    }
 }
 
 impl DirectFile {

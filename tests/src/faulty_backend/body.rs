@@ -24,6 +24,11 @@ pub(super) fn watched(mut response: Response<s3s::Body>, open: Open, fault: Opti
             response.headers_mut().insert(header::CONTENT_LENGTH, HeaderValue::from(kept));
             End::Stop(kept)
         }
+        Some(Fault::BodyLong(more)) => {
+            response.headers_mut().insert(header::CONTENT_LENGTH, HeaderValue::from(length.unwrap_or(0) + more));
+            End::Padded(more)
+        }
+        Some(Fault::BodyFlips(at)) => End::Flipped(at),
         _ => End::Natural,
     };
     response.map(|inner| {
@@ -49,6 +54,10 @@ enum End {
     Break(u64),
     Hang(u64),
     Stop(u64),
+    /// The natural end, with one byte that is another one.
+    Flipped(u64),
+    /// So many more bytes after the natural end.
+    Padded(u64),
     /// `paused_at`: how much was sent at the last pause; the inner body gives less than a chunk at a time.
     Trickle {
         chunk: u64,
@@ -79,7 +88,7 @@ impl Body for WatchedBody {
         let sent = this.sent;
         let mut most = u64::MAX;
         match &mut this.end {
-            End::Natural => {}
+            End::Natural | End::Flipped(_) | End::Padded(_) => {}
             End::Break(after) if sent >= *after && this.flushed => return Poll::Ready(Some(Err(Cut.into()))),
             End::Break(after) if sent >= *after => {
                 // While a body has nothing to give, hyper sends what it has.
@@ -107,11 +116,24 @@ impl Body for WatchedBody {
                     Err(_) => return Poll::Ready(None),
                 },
                 Some(Err(error)) => return Poll::Ready(Some(Err(error))),
-                None => return Poll::Ready(None),
+                None => match &mut this.end {
+                    End::Padded(more) if *more > 0 => {
+                        let zeros = vec![0; usize::try_from(std::mem::take(more)).unwrap_or_default()];
+                        return Poll::Ready(Some(Ok(Frame::data(zeros.into()))));
+                    }
+                    _ => return Poll::Ready(None),
+                },
             }
         }
         let take = this.left.len().min(usize::try_from(most).unwrap_or(usize::MAX));
-        let data = this.left.split_to(take);
+        let mut data = this.left.split_to(take);
+        if let End::Flipped(at) = this.end
+            && let Some(index) = at.checked_sub(sent).filter(|index| *index < take as u64)
+        {
+            let mut bytes = data.to_vec();
+            bytes[usize::try_from(index).unwrap_or_default()] ^= 0xFF;
+            data = bytes.into();
+        }
         this.sent += take as u64;
         this.open.0.bytes_sent.fetch_add(take as u64, Ordering::SeqCst);
         Poll::Ready(Some(Ok(Frame::data(data))))
@@ -119,7 +141,7 @@ impl Body for WatchedBody {
 
     fn size_hint(&self) -> SizeHint {
         match (&self.end, self.length) {
-            (End::Natural, Some(length)) => SizeHint::with_exact(length.saturating_sub(self.sent)),
+            (End::Natural | End::Flipped(_), Some(length)) => SizeHint::with_exact(length.saturating_sub(self.sent)),
             _ => SizeHint::default(),
         }
     }

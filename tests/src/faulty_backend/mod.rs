@@ -56,6 +56,12 @@ pub enum Fault {
     BodyTrickles(u64, Duration),
     /// The body and `Content-Length` are this many bytes shorter than `Content-Range` says.
     BodyShort(u64),
+    /// The body and `Content-Length` are this many bytes longer than they should be: zeros at the end.
+    BodyLong(u64),
+    /// The byte at this place of the body is another one, and nothing says so.
+    BodyFlips(u64),
+    /// Somebody else replaces the object by these bytes just before the request is looked at.
+    Overwritten(Arc<[u8]>),
     /// This `Content-Range`, with the real body.
     ContentRange(String),
     /// No `Content-Range` and status 200, with the real body.
@@ -75,6 +81,11 @@ impl Fault {
     /// 503 SlowDown.
     pub fn slow_down(retry_after_s: Option<u32>) -> Fault {
         Fault::Status { status: 503, code: "SlowDown", retry_after_s }
+    }
+
+    /// 403 RequestTimeTooSkewed: one of the two clocks is wrong.
+    pub fn clock_skew() -> Fault {
+        Fault::Status { status: 403, code: "RequestTimeTooSkewed", retry_after_s: None }
     }
 
     /// 403 AccessDenied.
@@ -332,6 +343,12 @@ impl State {
         Some(rule.fault.clone())
     }
 
+    fn overwrite(&self, path: &str, bytes: &[u8]) {
+        if let Some((bucket, key)) = path.trim_start_matches('/').split_once('/') {
+            self.service.overwrite(bucket, key, bytes).expect("the object's file can be written");
+        }
+    }
+
     async fn faulty(&self, request: Request<Incoming>, fault: Option<&Fault>) -> Result<Response<s3s::Body>, Cut> {
         match fault {
             Some(Fault::Status { status, code, retry_after_s }) => return Ok(refusal(*status, code, *retry_after_s)),
@@ -342,6 +359,7 @@ impl State {
                 let _ = self.released.subscribe().wait_for(|released| *released).await;
             }
             Some(Fault::Delay(delay)) => tokio::time::sleep(*delay).await,
+            Some(Fault::Overwritten(bytes)) => self.overwrite(request.uri().path(), bytes),
             _ => {}
         }
         let mut response = self.service.call(request.map(s3s::Body::from)).await?;

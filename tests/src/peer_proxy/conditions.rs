@@ -10,7 +10,7 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, sleep_until};
 
-use super::{Fault, Rule, Way};
+use super::{Fault, Rule, Way, WireRule};
 
 /// What holds for everything that is forwarded.
 #[derive(Clone, Debug, Default)]
@@ -50,6 +50,10 @@ pub(super) struct State {
     connections: AtomicU64,
     pieces: AtomicU64,
     spoiled: AtomicU64,
+    /// And whether it is over once it has bitten.
+    wire_rule: Mutex<Option<(WireRule, bool)>>,
+    /// Most frames of one connection, in each direction.
+    frames: [AtomicU64; 2],
 }
 
 impl State {
@@ -93,6 +97,34 @@ impl State {
         rule.times -= 1;
         self.spoiled.fetch_add(1, Ordering::SeqCst);
         Some(rule.fault)
+    }
+
+    pub(super) fn set_wire_rule(&self, rule: Option<(WireRule, bool)>) {
+        *lock(&self.wire_rule) = rule;
+    }
+
+    /// Whether the rule of a connection still holds at the frame that it names; it is counted then.
+    pub(super) fn bites(&self) -> bool {
+        let mut rule = lock(&self.wire_rule);
+        let Some((_, is_single)) = *rule else { return false };
+        if is_single {
+            *rule = None;
+        }
+        self.spoiled.fetch_add(1, Ordering::SeqCst);
+        true
+    }
+
+    /// What goes wrong with a connection that begins now.
+    pub(super) fn next_wire_rule(&self) -> Option<WireRule> {
+        lock(&self.wire_rule).map(|(rule, _)| rule)
+    }
+
+    pub(super) fn note_frames(&self, way: Way, frames: u64) {
+        self.frames[usize::from(way == Way::FromPeer)].fetch_max(frames, Ordering::SeqCst);
+    }
+
+    pub(super) fn frames(&self, way: Way) -> u64 {
+        self.frames[usize::from(way == Way::FromPeer)].load(Ordering::SeqCst)
     }
 
     /// Waits for the delay of a frame.

@@ -1,7 +1,8 @@
 //! A proxy in front of the peer port of a peer that makes a rogue, a slow or a half-dead one of it.
 //!
-//! It knows frames: in what the peer sends it finds the PIECE frames, with the decoder of `dfstore-proto`, and spoils
-//! those that a [`Rule`] names; everything else passes as it is. Beside that it can be slow, and it can stop forwarding
+//! It knows frames, by the decoder of `dfstore-proto`. In what the peer sends it spoils the pieces that a [`Rule`]
+//! names; in both directions it spoils the frame that a [`WireRule`] names, or ends the connection there; everything
+//! else passes as it is. It may as well stand between a client and a peer's public port. Beside that it can be slow, and it can stop forwarding
 //! in one direction or both, as a network does that loses packets one way. It starts before its peer, which is told
 //! the proxy's port as its own (`peer.advertisePort`), and learns the peer's address afterwards. Gossip does not pass
 //! through here.
@@ -58,6 +59,33 @@ impl Rule {
     }
 }
 
+/// What goes wrong with a frame, in either direction. The preface counts as the first frame towards the peer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WireFault {
+    /// The connection is reset, both ways, before this frame.
+    Reset,
+    /// The receiver of this frame gets an end instead, and nothing more; the other way goes on.
+    HalfClose,
+    /// Neither this frame nor anything after it comes; the connection stays.
+    Stall,
+    /// The byte at this place of the frame (counted round) is another one. In a stream that has no frames, such as HTTP,
+    /// the byte at this place of the stream, once the first bytes have told that it has none.
+    Flip(usize),
+    /// This frame comes after the next one.
+    Swap,
+}
+
+/// Which frame of a connection is spoiled, and how.
+#[derive(Clone, Copy, Debug)]
+pub struct WireRule {
+    /// Its direction.
+    pub way: Way,
+    /// How many frames come before it this way.
+    pub frame: u64,
+    /// What goes wrong.
+    pub fault: WireFault,
+}
+
 /// A direction.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Way {
@@ -96,6 +124,21 @@ impl PeerProxy {
         self.state.set_rules(rules.into_iter().collect());
     }
 
+    /// From now on new connections are spoiled like this, each at the same frame; `None` for no more of it.
+    pub fn set_wire_rule(&self, rule: Option<WireRule>) {
+        self.state.set_wire_rule(rule.map(|rule| (rule, false)));
+    }
+
+    /// The next connection that comes as far is spoiled like this, and no other.
+    pub fn set_wire_rule_once(&self, rule: WireRule) {
+        self.state.set_wire_rule(Some((rule, true)));
+    }
+
+    /// The most frames that any connection has had this way so far, the preface counted as one.
+    pub fn frames(&self, way: Way) -> u64 {
+        self.state.frames(way)
+    }
+
     /// Every frame, in both directions, comes this much later than the one before has been forwarded.
     pub fn set_delay(&self, delay: Duration) {
         self.state.change(|conditions| conditions.delay = delay);
@@ -131,7 +174,7 @@ impl PeerProxy {
         self.state.pieces()
     }
 
-    /// How many of them were spoiled.
+    /// How many of them, and of other frames, were spoiled.
     pub fn spoiled(&self) -> u64 {
         self.state.spoiled()
     }

@@ -43,7 +43,7 @@ pub struct Outgoing {
     pub pieces: Vec<(u32, StoredPiece)>,
     /// What must hold of the object there.
     pub condition: WriteCondition,
-    /// Set when a piece cannot be read, and nobody else has it: trying again does not help.
+    /// Set when a piece is not what was written, and nobody else has it: trying again does not help.
     pub damaged: Rc<Cell<bool>>,
 }
 
@@ -223,7 +223,8 @@ impl Owner {
         BodySource::Stream { length_bytes, slots }
     }
 
-    /// Gives the number of a piece that cannot be read. That the receiver has gone is no failure of ours.
+    /// Gives the number of a piece that is not what was written. What else fails ends the stream early, and may heal; that
+    /// the receiver has gone is no failure of ours.
     async fn feed(&self, pieces: Vec<(u32, StoredPiece)>, sender: Sender<Slot>) -> Option<u32> {
         for (number, piece) in pieces {
             let slot = self.context.arena.take(piece.length as usize, Holder::WriteBack).await;
@@ -231,7 +232,10 @@ impl Owner {
             let read = read.inspect_err(|error| {
                 tracing::error!(%error, number, "a piece that the backend does not have yet cannot be read");
             });
-            let Ok(slot) = read else { return Some(number) };
+            let slot = match read {
+                Ok(slot) => slot,
+                Err(error) => return error.is_damage().then_some(number),
+            };
             if sender.send(slot).await.is_err() {
                 break;
             }
