@@ -8,6 +8,7 @@
 
 pub mod binaries;
 pub mod bucket;
+pub mod choices;
 pub mod cli;
 pub mod cluster;
 pub mod data;
@@ -15,8 +16,10 @@ pub mod dirs;
 pub mod faulty_backend;
 pub mod folder_s3;
 pub mod http;
+pub mod ledger;
 pub mod loopfs;
 pub mod meter;
+pub mod mixed_load;
 pub mod native;
 pub mod netns;
 pub mod oss_front;
