@@ -41,12 +41,12 @@ impl Choices {
     /// Another stream, for one part of the test; the same one for the same number.
     pub fn derive(&self, part: u64) -> Choices {
         let mut parted = Choices(self.0 ^ part.wrapping_add(1).wrapping_mul(0xa24b_aed4_963e_e407));
-        parted.next();
-        Choices(parted.next())
+        parted.number();
+        Choices(parted.number())
     }
 
     /// Any number.
-    pub fn next(&mut self) -> u64 {
+    pub fn number(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut word = self.0;
         word = (word ^ (word >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -57,7 +57,7 @@ impl Choices {
     /// A number below `end`, which is at least one.
     pub fn below(&mut self, end: u64) -> u64 {
         assert!(end > 0, "there is no number below zero");
-        self.next() % end
+        self.number() % end
     }
 
     /// True once in so many times.

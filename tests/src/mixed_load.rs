@@ -96,7 +96,7 @@ impl Writer {
             1..=5 => choices.one_of(&LARGE),
             _ => choices.one_of(&SMALL),
         };
-        let payload = Payload::new(choices.next(), length);
+        let payload = Payload::new(choices.number(), length);
         let modes: &[u8] = if kinds.bucket_writes { &[ASYNC, ASYNC, EPHEMERAL, SYNC] } else { &[ASYNC, EPHEMERAL] };
         let mode = choices.one_of(modes);
         let content = Content { payload: Some(payload), ephemeral: mode == EPHEMERAL, through_bucket: mode == SYNC };
