@@ -43,12 +43,18 @@ fn late() -> Payload {
     Payload::new(5, TWO_PIECES)
 }
 
-/// A peer with this data folder and one object of each kind.
-fn furnished(data_path: &Path) -> Result<Scene> {
-    let scene = Scene::start_with(|spec| {
+/// A peer with this data folder, its catalog in another one, and one object of each kind.
+fn furnished(data_path: &Path, catalog_folder: &Path) -> Result<Scene> {
+    let mut scene = Scene::start_with(|spec| {
         spec.data_path = Some(data_path.to_path_buf());
         spec.capacity = "128MiB".to_owned();
     })?;
+    scene.peer.terminate()?;
+    let (here, there) = (data_path.join(CATALOG), catalog_folder.join(CATALOG));
+    fs::copy(&here, &there)?;
+    fs::remove_file(&here)?;
+    symlink(there, here)?;
+    scene.peer.restart()?;
     scene.put("clean", SYNC, clean())?;
     scene.put("ephemeral", EPHEMERAL, ephemeral())?;
     scene.bucket.put("remote", &remote().bytes())?;
@@ -115,9 +121,7 @@ fn a_failed_sync_of_a_piece_file_stops_writes_and_nothing_else() -> Result<()> {
     let Some(mut disk) = LoopFs::journaled(320 << 20) else { return Ok(()) };
     let elsewhere = dirs::temporary("catalog")?;
     let data_path = disk.path().join("data");
-    fs::create_dir(&data_path)?;
-    symlink(elsewhere.path().join(CATALOG), data_path.join(CATALOG))?;
-    let mut scene = furnished(&data_path)?;
+    let mut scene = furnished(&data_path, elsewhere.path())?;
     commit_on_a_failed_disk(&scene, &disk, "takes no writes")?;
     reads_go_on_and_writes_are_refused(&scene)?;
     ensure!(scene.peer.log().contains("cannot sync"), "{}", scene.peer.log_tail());
@@ -130,8 +134,7 @@ fn a_failed_sync_of_a_piece_file_stops_writes_and_nothing_else() -> Result<()> {
 fn a_failed_sync_of_the_catalog_stops_writes_and_nothing_else() -> Result<()> {
     let Some(mut disk) = LoopFs::journaled(64 << 20) else { return Ok(()) };
     let folder = dirs::temporary("pieces")?;
-    symlink(disk.path().join(CATALOG), folder.path().join(CATALOG))?;
-    let mut scene = furnished(folder.path())?;
+    let mut scene = furnished(folder.path(), disk.path())?;
     commit_on_a_failed_disk(&scene, &disk, "takes no writes")?;
     reads_go_on_and_writes_are_refused(&scene)?;
     ensure!(scene.peer.log().contains("a catalog commit failed"), "{}", scene.peer.log_tail());
@@ -147,9 +150,7 @@ fn a_disk_that_takes_no_writes_is_no_longer_written_to() -> Result<()> {
     let Some(mut disk) = LoopFs::journaled(320 << 20) else { return Ok(()) };
     let elsewhere = dirs::temporary("catalog")?;
     let data_path = disk.path().join("data");
-    fs::create_dir(&data_path)?;
-    symlink(elsewhere.path().join(CATALOG), data_path.join(CATALOG))?;
-    let mut scene = furnished(&data_path)?;
+    let mut scene = furnished(&data_path, elsewhere.path())?;
     disk.fail()?;
     expect(&scene.try_put("late", ASYNC, late())?, 503);
     reads_go_on_and_writes_are_refused(&scene)?;

@@ -38,6 +38,12 @@ pub fn preallocate(file: &File, bytes: u64) -> io::Result<()> {
     rustix::fs::fallocate(file, rustix::fs::FallocateFlags::empty(), 0, bytes).map_err(io::Error::from)
 }
 
+/// Gives a file of a folder another name in it, durable when this returns.
+pub fn rename(from: &Path, to: &Path) -> io::Result<()> {
+    std::fs::rename(from, to)?;
+    File::open(to.parent().expect("a file lies in a folder"))?.sync_all()
+}
+
 impl DirectFile {
     /// Uses an opened file on this shard.
     pub fn new(shared: Arc<File>) -> io::Result<DirectFile> {
