@@ -65,7 +65,11 @@ impl Database {
     }
 
     fn open_file(path: PathBuf, cache_bytes: usize) -> Result<(Database, Loaded), CatalogError> {
-        let opened = Builder::new().set_cache_size(cache_bytes).set_check_integrity_on_open(true).create(&path);
+        let builder = builder(cache_bytes);
+        #[cfg(not(test))]
+        let opened = builder.create(&path);
+        #[cfg(test)]
+        let opened = crate::catalog::logged::create(&builder, &path);
         Database::read(opened.map_err(|error| open_error(&path, error))?, path)
     }
 
@@ -266,7 +270,14 @@ fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-fn open_error(path: &Path, error: DatabaseError) -> CatalogError {
+/// How the file is opened: every page is checked.
+pub(super) fn builder(cache_bytes: usize) -> Builder {
+    let mut builder = Builder::new();
+    builder.set_cache_size(cache_bytes).set_check_integrity_on_open(true);
+    builder
+}
+
+pub(super) fn open_error(path: &Path, error: DatabaseError) -> CatalogError {
     let path: PathBuf = path.to_path_buf();
     match error {
         DatabaseError::DatabaseAlreadyOpen => CatalogError::Locked { path },
