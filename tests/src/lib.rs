@@ -9,6 +9,7 @@
 pub mod binaries;
 pub mod bucket;
 pub mod cgroup;
+pub mod choices;
 pub mod cli;
 pub mod cluster;
 pub mod crowd;
@@ -18,8 +19,10 @@ pub mod dirs;
 pub mod faulty_backend;
 pub mod folder_s3;
 pub mod http;
+pub mod ledger;
 pub mod loopfs;
 pub mod meter;
+pub mod mixed_load;
 pub mod native;
 pub mod netns;
 pub mod oss_front;

@@ -37,6 +37,14 @@ pub struct NativeClient {
     unused: std::ops::Range<usize>,
 }
 
+/// An object whose pieces were sent.
+pub struct Staged {
+    request: RequestId,
+    commit: PutCommit,
+    /// Pieces of which the peer has said that they are written.
+    acknowledged: u32,
+}
+
 impl NativeClient {
     /// Connects, for work on this object.
     pub fn connect(address: SocketAddr, target: &Target) -> Result<NativeClient> {
@@ -171,6 +179,36 @@ impl NativeClient {
 
     /// Writes a whole object; returns when the peer has acknowledged it.
     pub fn put(&mut self, target: &Target, bytes: &[u8], mode: WriteMode) -> Result<PutDone> {
+        let staged = self.send_all(target, bytes, mode)?;
+        self.commit(staged)
+    }
+
+    /// Writes the pieces of an object and waits until the peer has written each of them; it is not committed.
+    pub fn stage(&mut self, target: &Target, bytes: &[u8], mode: WriteMode) -> Result<Staged> {
+        let mut staged = self.send_all(target, bytes, mode)?;
+        while staged.acknowledged < staged.commit.pieces {
+            match self.event()? {
+                Event::Message { message: Message::PieceAck(_), .. } => staged.acknowledged += 1,
+                other => refuse(other)?,
+            }
+        }
+        Ok(staged)
+    }
+
+    /// Commits what was sent; returns when the peer has acknowledged it.
+    pub fn commit(&mut self, staged: Staged) -> Result<PutDone> {
+        let mut out = BytesMut::new();
+        self.session.send(staged.request, staged.commit, &mut out)?;
+        self.stream.write_all(&out)?;
+        loop {
+            match self.event()? {
+                Event::Message { message: Message::PutDone(done), .. } => return Ok(done),
+                other => refuse(other)?,
+            }
+        }
+    }
+
+    fn send_all(&mut self, target: &Target, bytes: &[u8], mode: WriteMode) -> Result<Staged> {
         let begin = PutBegin {
             target: target.clone(),
             length: Some(bytes.len() as u64),
@@ -186,30 +224,16 @@ impl NativeClient {
                 other => refuse(other)?,
             }
         };
-        let (crc32, pieces) = self.send_pieces(request, &ready, bytes)?;
-        let mut out = BytesMut::new();
-        let commit = PutCommit { upload: ready.upload, length: bytes.len() as u64, crc32, pieces };
-        self.session.send(request, commit, &mut out)?;
-        self.stream.write_all(&out)?;
-        loop {
-            match self.event()? {
-                Event::Message { message: Message::PutDone(done), .. } => return Ok(done),
-                other => refuse(other)?,
-            }
-        }
-    }
-
-    fn send_pieces(&mut self, request: RequestId, ready: &PutReady, bytes: &[u8]) -> Result<(u32, u32)> {
-        let mut whole = WholeCrc::new();
-        let mut number = 0;
+        let (mut whole, mut number, mut acknowledged) = (WholeCrc::new(), 0, 0);
         for raw in bytes.chunks(ready.piece_bytes as usize) {
             while self.session.credits_to_send() == 0 {
                 let event = self.event()?;
+                acknowledged += u32::from(matches!(event, Event::Message { message: Message::PieceAck(_), .. }));
                 refuse(event)?;
             }
             let crc32 = crc32fast::hash(raw);
             let (offset, length) = (whole.length_bytes(), u32::try_from(raw.len()).context("at most a piece")?);
-            let PutReady { task, generation, .. } = *ready;
+            let PutReady { task, generation, .. } = ready;
             let head = PieceHead { task, generation, offset, number, length, crc32 };
             let front = self.session.send_piece(request, &head)?;
             self.stream.write_all(&front)?;
@@ -217,7 +241,9 @@ impl NativeClient {
             whole.append(crc32, u64::from(length));
             number += 1;
         }
-        Ok((whole.value(), number))
+        let (length, crc32) = (bytes.len() as u64, whole.value());
+        let commit = PutCommit { upload: ready.upload, length, crc32, pieces: number };
+        Ok(Staged { request, commit, acknowledged })
     }
 
     fn send(&mut self, message: impl Into<Message>) -> Result<RequestId> {

@@ -19,7 +19,7 @@ use crate::dirs;
 use crate::http::{self, Response};
 use crate::process::{Process, leashed_in, watch_over_this_program};
 use crate::samples::Samples;
-use crate::until::eventually;
+use crate::until::{eventually, let_pass};
 
 const START_TIMEOUT: Duration = Duration::from_secs(60);
 /// A little more than the peer gives requests in flight after SIGTERM.
@@ -148,6 +148,14 @@ impl Peer {
         self.starts += 1;
         (self.process, self.addresses) = launch(&self.spec, &self.data_path, self.folder.path(), self.starts)?;
         Ok(())
+    }
+
+    /// Starts it again on the same data and kills it after this time, ready or not; it has ended when this returns.
+    pub fn restart_and_kill9(&mut self, after: Duration) -> Result<()> {
+        self.starts += 1;
+        self.process = run(&self.spec, &self.data_path, self.folder.path(), self.starts)?;
+        let_pass(after);
+        self.process.kill9()
     }
 
     /// SIGTERM, and waits for the end.

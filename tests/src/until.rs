@@ -60,6 +60,11 @@ pub fn eventually<T>(what: &str, timeout: Duration, mut condition: impl FnMut() 
     }
 }
 
+/// Lets this much time pass. For moments that a test chooses at random, never to wait for something.
+pub fn let_pass(time: Duration) {
+    thread::sleep(time);
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -12,9 +12,12 @@ use dfstore_proto::ids::TaskId;
 use crate::catalog::CatalogError;
 use crate::catalog::codec::{self, Damaged};
 use crate::catalog::records::{Change, Loaded, PieceKey, PieceSet};
+use crate::rt::file;
 
 /// Name of the catalog's file in the data folder.
 pub const CATALOG_FILE: &str = "catalog.redb";
+/// Its name until it is complete.
+const UNFINISHED_FILE: &str = "catalog.redb.new";
 /// Version of the tables and keys. A file of another version is refused.
 pub const FORMAT_VERSION: u32 = 1;
 
@@ -43,7 +46,31 @@ impl Database {
     /// Opens or creates the file in `dir` and reads everything.
     pub fn open(dir: &Path, cache_bytes: usize) -> Result<(Database, Loaded), CatalogError> {
         let path = dir.join(CATALOG_FILE);
-        let opened = Builder::new().set_cache_size(cache_bytes).set_check_integrity_on_open(true).create(&path);
+        if !path.exists() {
+            Database::create(dir, &path, cache_bytes)?;
+        }
+        Database::open_file(path, cache_bytes)
+    }
+
+    /// Makes a new file, which gets its name when it is complete: what a crash leaves of it before is no database, and
+    /// would not be opened again.
+    fn create(dir: &Path, path: &Path, cache_bytes: usize) -> Result<(), CatalogError> {
+        let unfinished = dir.join(UNFINISHED_FILE);
+        let failed = |reason: String| CatalogError::Open { path: path.to_path_buf(), reason };
+        if unfinished.exists() {
+            std::fs::remove_file(&unfinished).map_err(|error| failed(error.to_string()))?;
+        }
+        let (database, _) = Database::open_file(unfinished.clone(), cache_bytes)?;
+        database.close().map_err(|error| failed(error.to_string()))?;
+        file::rename(&unfinished, path).map_err(|error| failed(error.to_string()))
+    }
+
+    fn open_file(path: PathBuf, cache_bytes: usize) -> Result<(Database, Loaded), CatalogError> {
+        let builder = builder(cache_bytes);
+        #[cfg(not(test))]
+        let opened = builder.create(&path);
+        #[cfg(test)]
+        let opened = crate::catalog::logged::create(&builder, &path);
         Database::read(opened.map_err(|error| open_error(&path, error))?, path)
     }
 
@@ -262,7 +289,14 @@ fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-fn open_error(path: &Path, error: DatabaseError) -> CatalogError {
+/// How the file is opened: every page is checked.
+pub(super) fn builder(cache_bytes: usize) -> Builder {
+    let mut builder = Builder::new();
+    builder.set_cache_size(cache_bytes).set_check_integrity_on_open(true);
+    builder
+}
+
+pub(super) fn open_error(path: &Path, error: DatabaseError) -> CatalogError {
     let path: PathBuf = path.to_path_buf();
     match error {
         DatabaseError::DatabaseAlreadyOpen => CatalogError::Locked { path },

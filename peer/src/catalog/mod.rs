@@ -17,6 +17,8 @@ pub mod records;
 
 pub mod codec;
 mod database;
+#[cfg(test)]
+mod logged;
 mod room;
 mod writer;
 
@@ -30,6 +32,8 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 pub use database::{CATALOG_FILE, FORMAT_VERSION};
+#[cfg(test)]
+pub(crate) use logged::open_image;
 pub use records::{
     Change, Loaded, PartRecord, PieceKey, PieceRecord, PieceSet, TaskRecord, TaskState, UploadRecord, UploadStarted,
     WriteBackKind, WriteBackRecord,

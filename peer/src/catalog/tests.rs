@@ -209,6 +209,19 @@ fn a_second_process_is_told_who_has_the_folder() {
 }
 
 #[test]
+fn a_catalog_whose_making_was_cut_off_is_made_anew() {
+    let dir = folder();
+    let unfinished = dir.path().join("catalog.redb.new");
+    // As redb leaves it until its last write: of some length, and no database yet.
+    std::fs::write(&unfinished, vec![0; 8192]).expect("writes");
+    let (catalog, loaded) = open(&dir);
+    assert!(!unfinished.exists() && dir.path().join(CATALOG_FILE).exists());
+    let (catalog, again) = reopen(catalog, &dir);
+    assert_eq!(loaded.store_id, again.store_id);
+    catalog.close();
+}
+
+#[test]
 fn a_file_that_is_no_catalog_is_refused_with_a_reason() {
     let dir = folder();
     std::fs::write(dir.path().join(CATALOG_FILE), vec![0x5a; 20_000]).expect("writes");

@@ -74,8 +74,8 @@ pub enum ObjectError {
     /// An upload this peer knows nothing of (any more).
     #[error("upload {0} is not known: it was finished, aborted or abandoned")]
     UploadUnknown(u64),
-    /// The store takes no writes since a sync failed.
-    #[error("the store takes no writes since a sync to disk failed; see the peer's log")]
+    /// The store takes no writes since a sync or a write failed.
+    #[error("the store takes no writes since the disk failed; see the peer's log")]
     Poisoned,
     /// The process is stopping.
     #[error("the peer is shutting down")]
@@ -142,6 +142,8 @@ impl From<StoreError> for ObjectError {
         match error {
             StoreError::NoSpace { .. } | StoreError::DiskFull { .. } => ObjectError::NoSpace(error.to_string()),
             StoreError::Poisoned => ObjectError::Poisoned,
+            // The log has said which file and why.
+            error if error.is_disk_failure() => ObjectError::Poisoned,
             _ => ObjectError::Internal(error.to_string()),
         }
     }

@@ -51,9 +51,7 @@ impl Owner {
     /// Begins an upload.
     pub async fn begin(self: &Rc<Self>, request: PutRequest) -> Result<Ticket, ObjectError> {
         self.check_fits(&request, request.length.unwrap_or(0))?;
-        if self.store.is_poisoned() {
-            return Err(ObjectError::Poisoned);
-        }
+        self.check_takes_writes()?;
         if self.uploads.borrow().len() >= UPLOADS_PER_SHARD_MAX {
             return Err(busy("too many uploads are in progress"));
         }
@@ -70,6 +68,12 @@ impl Owner {
         };
         self.uploads.borrow_mut().insert(upload, Rc::new(state));
         Ok(ticket)
+    }
+
+    /// After a failed sync or commit nothing is acknowledged: better said before the bytes come.
+    fn check_takes_writes(&self) -> Result<(), ObjectError> {
+        let failed = self.store.is_poisoned() || self.context.catalog.is_failed();
+        if failed { Err(ObjectError::Poisoned) } else { Ok(()) }
     }
 
     /// An object that is larger than everything that may be dirty can never be acknowledged: waiting does not help.

@@ -34,9 +34,9 @@ use crate::store::{Lease, StoreSeed};
 
 /// One task as the catalog has it, with the pieces that were found good.
 pub struct TaskInventory {
-    task: TaskId,
-    record: TaskRecord,
-    pieces: Vec<(u32, PieceRecord, Lease)>,
+    pub(crate) task: TaskId,
+    pub(crate) record: TaskRecord,
+    pub(crate) pieces: Vec<(u32, PieceRecord, Lease)>,
     writeback: Option<WriteBackRecord>,
     parts: BTreeMap<u32, PartRecord>,
 }

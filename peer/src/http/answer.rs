@@ -141,7 +141,9 @@ fn status_of(error: &ObjectError) -> StatusCode {
         E::Busy { .. } | E::VersionChanged(_) | E::ShuttingDown => StatusCode::SERVICE_UNAVAILABLE,
         E::BackendUnavailable(_) | E::BackendTimeout(_) => StatusCode::GATEWAY_TIMEOUT,
         E::PeerUnavailable(_) | E::FewCopies { .. } => StatusCode::SERVICE_UNAVAILABLE,
-        E::Poisoned | E::Internal(_) => StatusCode::INTERNAL_SERVER_ERROR,
+        // Another peer may take it; waiting does not help, so without Retry-After.
+        E::Poisoned => StatusCode::SERVICE_UNAVAILABLE,
+        E::Internal(_) => StatusCode::INTERNAL_SERVER_ERROR,
     }
 }
 
@@ -296,7 +298,7 @@ mod tests {
             (ObjectError::ShuttingDown, 503, Some("1")),
             (ObjectError::BackendUnavailable(text()), 504, Some("1")),
             (ObjectError::BackendTimeout(text()), 504, Some("1")),
-            (ObjectError::Poisoned, 500, None),
+            (ObjectError::Poisoned, 503, None),
         ] {
             let problem = RequestError::from(problem);
             let answer = error(&problem);

@@ -76,7 +76,7 @@ impl Metrics {
         let oldest = "Age of the oldest acknowledged version that the backend does not have";
         let oldest_dirty_seconds = gauge(&mut registry, "dfstore_dirty_oldest_age_seconds", oldest);
         let arena_bytes = gauge(&mut registry, "dfstore_arena_bytes", "Bytes of the piece arena");
-        let poisoned = "1 after a failed sync to disk: the store takes no more writes";
+        let poisoned = "1 after the disk failed a sync or a write: the store takes no more writes";
         let store_poisoned = gauge(&mut registry, "dfstore_store_poisoned", poisoned);
         let catalog_commits = counter(&mut registry, "dfstore_catalog_commits", "Catalog transactions made durable");
         let catalog_changes = counter(&mut registry, "dfstore_catalog_changes", "Changes in those transactions");

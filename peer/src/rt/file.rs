@@ -1,10 +1,12 @@
 //! Direct-I/O files of the shard runtime, and the plain file calls that happen before it runs.
+//!
+//! Every write and sync is noted for the crash tests (`disk_log`); outside tests that is nothing.
 
 use std::fs::File;
 use std::io;
 use std::mem::ManuallyDrop;
 use std::os::fd::{AsRawFd, FromRawFd};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -12,32 +14,70 @@ use rustix::fs::SeekFrom;
 
 use crate::limits::BLOCK_BYTES;
 use crate::rt::arena::{Slot, SlotMut};
+#[cfg(test)]
+use crate::rt::disk_log as note;
+#[cfg(not(test))]
+use silent as note;
 
 /// A file opened with `O_DIRECT`, as one shard sees it. Offsets and lengths are whole blocks.
 ///
 /// All shards use the one descriptor of the shared [`File`]: a copy each would multiply the descriptors of a large
 /// store by the number of shards.
 pub struct DirectFile {
-    /// Never dropped: that would close a descriptor that belongs to `_shared`.
+    /// Never dropped: that would close a descriptor that belongs to `shared`.
     file: ManuallyDrop<monoio::fs::File>,
-    _shared: Arc<File>,
+    shared: Arc<File>,
 }
 
 /// Opens (or creates) `path` for direct I/O. The result may be cloned and sent to the shards, each of which makes a
 /// [`DirectFile`] of its own clone.
 pub fn open_direct(path: &Path, create_new: bool) -> io::Result<File> {
-    File::options()
+    let file = File::options()
         .read(true)
         .write(true)
         .create_new(create_new)
         .mode(0o600)
         .custom_flags(libc::O_DIRECT | libc::O_CLOEXEC)
-        .open(path)
+        .open(path)?;
+    if create_new {
+        note::created(path);
+    }
+    Ok(file)
 }
 
 /// Gives a fresh file its full size on disk. `ENOSPC` here is how a full disk shows itself.
 pub fn preallocate(file: &File, bytes: u64) -> io::Result<()> {
-    rustix::fs::fallocate(file, rustix::fs::FallocateFlags::empty(), 0, bytes).map_err(io::Error::from)
+    rustix::fs::fallocate(file, rustix::fs::FallocateFlags::empty(), 0, bytes)?;
+    note::resized(file, bytes);
+    Ok(())
+}
+
+/// Writes the start of a file through the page cache, durable when this returns: direct I/O wants aligned memory.
+pub fn write_start(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let plain = File::options().write(true).open(path)?;
+    let noted = note::write(&plain, 0, || bytes.to_vec());
+    let written = plain.write_all_at(bytes, 0);
+    noted.ended(&written);
+    written.and_then(|()| sync_all(&plain))
+}
+
+/// Gives a file of a folder another name in it, durable when this returns.
+pub fn rename(from: &Path, to: &Path) -> io::Result<()> {
+    std::fs::rename(from, to)?;
+    note::renamed(from, to);
+    sync_folder(to.parent().expect("a file lies in a folder"))
+}
+
+/// Makes the names in a folder durable.
+pub fn sync_folder(folder: &Path) -> io::Result<()> {
+    sync_all(&File::open(folder)?)
+}
+
+fn sync_all(file: &File) -> io::Result<()> {
+    let noted = note::sync(file);
+    let synced = file.sync_all();
+    noted.ended(&synced);
+    synced
 }
 
 /// Takes the blocks of `file` up to `end_bytes`, also beyond its length, which stays. `ENOSPC` takes a part or none.
@@ -66,7 +106,7 @@ impl DirectFile {
         // goes into a `ManuallyDrop` at once, or gives the descriptor back below, so that it is not closed twice.
         let alias = unsafe { File::from_raw_fd(shared.as_raw_fd()) };
         let file = ManuallyDrop::new(monoio::fs::File::from_std(alias)?);
-        Ok(DirectFile { file, _shared: shared })
+        Ok(DirectFile { file, shared })
     }
 
     /// Reads whole blocks at `offset` into `slot[at..at + len]`, and sets the slot's length to `at + len`.
@@ -83,12 +123,49 @@ impl DirectFile {
     /// Writes `slot[at..at + len]`, whole blocks, at `offset`.
     pub async fn write_at(&self, slot: Slot, at: usize, len: usize, offset: u64) -> io::Result<()> {
         assert!(len.is_multiple_of(BLOCK_BYTES as usize) && at.is_multiple_of(BLOCK_BYTES as usize));
+        let noted = note::write(&self.shared, offset, || {
+            let mut bytes = slot[at.min(slot.len())..(at + len).min(slot.len())].to_vec();
+            bytes.resize(len, 0);
+            bytes
+        });
         let view = monoio::buf::IoBuf::slice(slot.blocks(), at..at + len);
-        self.file.write_all_at(view, offset).await.0
+        let written = self.file.write_all_at(view, offset).await.0;
+        noted.ended(&written);
+        written
     }
 
     /// Makes all completed writes durable (`fdatasync`).
     pub async fn sync_data(&self) -> io::Result<()> {
-        self.file.sync_data().await
+        let noted = note::sync(&self.shared);
+        let synced = self.file.sync_data().await;
+        noted.ended(&synced);
+        synced
+    }
+}
+
+/// What `disk_log` is outside tests: nothing.
+#[cfg(not(test))]
+mod silent {
+    use std::fs::File;
+    use std::path::Path;
+
+    pub struct Noted;
+
+    impl Noted {
+        pub fn ended<T, E>(self, _: &Result<T, E>) {}
+    }
+
+    pub fn created(_: &Path) {}
+
+    pub fn renamed(_: &Path, _: &Path) {}
+
+    pub fn resized(_: &File, _: u64) {}
+
+    pub fn write(_: &File, _: u64, _: impl FnOnce() -> Vec<u8>) -> Noted {
+        Noted
+    }
+
+    pub fn sync(_: &File) -> Noted {
+        Noted
     }
 }

@@ -4,6 +4,8 @@
 //! buffers ([`arena::SlotMut`], [`arena::Slot`]), [`file::DirectFile`], [`net`] streams and [`mailbox`] ends.
 
 pub mod arena;
+#[cfg(test)]
+pub mod disk_log;
 pub mod file;
 pub mod hyper_io;
 pub mod interfaces;

@@ -1,5 +1,6 @@
 //! A shard with all its doors and the links of another node, in one process: who gets in, and what they get.
 
+mod power_cut;
 mod publishing;
 
 use std::io::{BufRead, BufReader, Read, Write};

@@ -49,7 +49,7 @@ impl Health {
         }
     }
 
-    /// A failed sync: the store takes no more writes until the process is started again.
+    /// A failed sync or commit: the store takes no more writes until the process is started again.
     pub fn poison_store(&self) {
         self.0.store_poisoned.store(true, Ordering::Release);
     }
@@ -82,7 +82,7 @@ impl Health {
             Phase::Draining => "draining".to_owned(),
         };
         if self.store_poisoned() {
-            text.push_str(", store poisoned: a sync failed, no writes until restart");
+            text.push_str(", store poisoned: the disk failed, no writes until restart");
         }
         if !self.backend_reachable() {
             text.push_str(", backend unreachable");

@@ -203,7 +203,7 @@ fn repair_header(options: &SpaceOptions, path: &Path, number: u32, bytes: u64) -
     tracing::warn!(path = %path.display(), "a piece file with pieces had a damaged header, which was written again");
     let block_count = u32::try_from(bytes / u64::from(BLOCK_BYTES)).unwrap_or(u32::MAX);
     let header = Header { store_id: options.store_id, number, block_count };
-    write_header(path, &header).map_err(|error| io_error("write", path, error))?;
+    file::write_start(path, &header.encode()).map_err(|error| io_error("write", path, error))?;
     Ok(header)
 }
 
@@ -228,17 +228,9 @@ pub fn create(options: &SpaceOptions, number: u32, home: usize) -> Result<PieceF
 fn write_new(path: &Path, bytes: u64, header: &Header) -> io::Result<File> {
     let direct = file::open_direct(path, true)?;
     file::preallocate(&direct, bytes)?;
-    write_header(path, header)?;
-    let dir = path.parent().expect("a piece file lies in the data folder");
-    File::open(dir)?.sync_all()?;
+    file::write_start(path, &header.encode())?;
+    file::sync_folder(path.parent().expect("a piece file lies in the data folder"))?;
     Ok(direct)
-}
-
-/// The header goes through the page cache: direct I/O wants aligned memory, and this happens once a file.
-fn write_header(path: &Path, header: &Header) -> io::Result<()> {
-    let plain = File::options().write(true).open(path)?;
-    plain.write_all_at(&header.encode(), 0)?;
-    plain.sync_all()
 }
 
 /// An operating system error about `path`.

@@ -12,7 +12,8 @@
 //!
 //! What can fail: space ([`StoreError::NoSpace`], [`StoreError::DiskFull`]), the disk, and bytes that are not those
 //! written ([`StoreError::Corrupt`]). After a failed `fdatasync` the store is poisoned: nobody knows what the disk
-//! holds of the writes before, so there are no more writes, while reads, which are verified, go on.
+//! holds of the writes before, so there are no more writes, while reads, which are verified, go on. A write that fails
+//! because the disk does says the same.
 //!
 //! Invariants: a block belongs to at most one piece; no block is reused while anybody holds a lease on it, nor while
 //! a write to it is under way; files never take more than the capacity.
@@ -42,6 +43,9 @@ pub use lease::{Lease, Reservation};
 pub(crate) use piece::verify;
 pub use piece::{PieceStore, seal};
 pub use space::{ClaimError, SpaceStats, StoreSeed};
+
+/// What a write says when the device, or the file system after an error of its own, takes no more.
+const DISK_FAILURES: [i32; 5] = [libc::EIO, libc::EROFS, libc::ENODEV, libc::ENXIO, libc::EUCLEAN];
 
 /// Why the piece store could not do something.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -74,8 +78,8 @@ pub enum StoreError {
         /// CRC32 of what was read.
         found: u32,
     },
-    /// An `fdatasync` failed earlier: no more writes until the process starts again.
-    #[error("the store takes no writes since a sync failed; restart the peer after checking the disk")]
+    /// An `fdatasync` failed earlier, or a write because the disk did: no more writes until the process starts again.
+    #[error("the store takes no writes since the disk failed; restart the peer after checking it")]
     Poisoned,
     /// The extents do not lie in the store's files. The catalog and the piece files do not belong together.
     #[error("no piece file {file} with block {block}")]
@@ -109,6 +113,14 @@ impl StoreError {
     /// Whether the same call may succeed later without a restart.
     pub fn is_retryable(&self) -> bool {
         matches!(self, StoreError::NoSpace { .. } | StoreError::DiskFull { .. })
+    }
+
+    /// Whether the disk failed, not the request: an `fdatasync` did not succeed, or the device or the file system takes no
+    /// writes.
+    pub fn is_disk_failure(&self) -> bool {
+        let StoreError::Io { operation, source, .. } = self else { return false };
+        *operation == "sync"
+            || *operation == "write" && source.raw_os_error().is_some_and(|e| DISK_FAILURES.contains(&e))
     }
 
     /// Whether eviction may help.

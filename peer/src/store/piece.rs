@@ -115,7 +115,7 @@ impl PieceStore {
             at += len;
             writes.push(async move {
                 let written = file.direct.write_at(slot, offset, len, extent.offset_bytes()).await;
-                written.map_err(|error| self.io_error("write", file.number, error))
+                written.map_err(|error| self.failed("write", file.number, error))
             });
         }
         // All of them to their end, also when one fails: the blocks must be quiet when they are given back.
@@ -171,12 +171,17 @@ impl PieceStore {
     async fn sync_once(&self, file: &OpenFile) -> Result<(), StoreError> {
         self.check_writable()?;
         self.0.space.sync_count.fetch_add(1, Ordering::Relaxed);
-        file.direct.sync_data().await.map_err(|error| {
-            // The kernel may have dropped the pages it could not write: a second sync that succeeds proves nothing.
-            self.0.space.poisoned.store(true, Ordering::Release);
-            tracing::error!(file = file.number, %error, "sync failed: the store takes no more writes");
-            self.io_error("sync", file.number, error)
-        })
+        file.direct.sync_data().await.map_err(|error| self.failed("sync", file.number, error))
+    }
+
+    /// The error of a write or a sync. If it is the disk that failed, nothing is written any more: the kernel may have
+    /// dropped what it could not write, and a second sync that succeeds would prove nothing.
+    fn failed(&self, operation: &'static str, file: u32, error: std::io::Error) -> StoreError {
+        let error = self.io_error(operation, file, error);
+        if error.is_disk_failure() && !self.0.space.poisoned.swap(true, Ordering::AcqRel) {
+            tracing::error!(%error, "the disk failed: the store takes no more writes");
+        }
+        error
     }
 
     /// Reads a whole piece into `slot` and verifies it. `slot` must have room for the piece in whole blocks. Works
