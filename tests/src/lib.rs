@@ -17,6 +17,7 @@ pub mod folder_s3;
 pub mod http;
 pub mod loopfs;
 pub mod meter;
+pub mod model;
 pub mod native;
 pub mod netns;
 pub mod oss_front;

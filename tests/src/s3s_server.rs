@@ -8,14 +8,15 @@
 //! ListMultipartUploads, gives no entity tags in listings, and keys are paths of a file system. One thing is mended
 //! here: it says that the keys of a listing are URL-encoded, and does not encode them.
 
+use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use anyhow::{Context, Result, anyhow};
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
-use http::{HeaderValue, Request, Response, StatusCode, header};
+use http::{HeaderValue, Method, Request, Response, StatusCode, header};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use hyper::service::service_fn;
@@ -26,6 +27,7 @@ use s3s::service::{S3Service, S3ServiceBuilder};
 use s3s_fs::FileSystem;
 use tempfile::TempDir;
 use tokio::net::TcpStream;
+use tokio::sync::RwLock;
 
 use crate::bucket::{Bucket, S3Endpoint};
 use crate::dirs;
@@ -87,10 +89,14 @@ impl<F: Front> Link for Http<F> {
 }
 
 /// The service of s3s-fs over a folder, with the mended listing.
+///
+/// s3s-fs writes bytes, attributes and entity tag one after the other. As S3 does, this service does one thing at a
+/// time with an object: nobody sees the bytes of one write under the tag of another.
 #[derive(Clone)]
 pub struct FolderService {
     service: S3Service,
     root: PathBuf,
+    objects: Arc<Mutex<HashMap<String, Arc<RwLock<()>>>>>,
 }
 
 impl FolderService {
@@ -102,12 +108,17 @@ impl FolderService {
         if let Some(domain) = domain {
             builder.set_host(SingleDomain::new(domain).context("the domain")?);
         }
-        Ok(FolderService { service: builder.build(), root: root.to_owned() })
+        Ok(FolderService { service: builder.build(), root: root.to_owned(), objects: Arc::default() })
     }
 
     /// The folder of a bucket.
     pub fn bucket_folder(&self, bucket: &str) -> PathBuf {
         self.root.join(bucket)
+    }
+
+    /// Answers on a free port of loopback, with nothing in between.
+    pub fn serve(self) -> Result<Served> {
+        Served::start(|_| Ok(Arc::new(Plain(self))))
     }
 
     /// Whether an upload of this name is in progress.
@@ -118,6 +129,11 @@ impl FolderService {
     /// Answers as S3 does.
     pub async fn call(&self, request: Request<s3s::Body>) -> Result<Response<s3s::Body>, Cut> {
         let lists = request.uri().query().is_some_and(|query| query.contains("encoding-type="));
+        let object = self.lock_of(request.uri().path());
+        let (_read, _write) = match *request.method() {
+            Method::GET | Method::HEAD => (Some(object.read().await), None),
+            _ => (None, Some(object.write().await)),
+        };
         let Ok(response) = self.service.call(request).await else {
             return Ok(refusal(500, "InternalError", "s3s-fs cannot do this"));
         };
@@ -126,6 +142,11 @@ impl FolderService {
         }
         let (parts, text) = text_of(response).await?;
         Ok(with_text(parts, &encoded_listing(&text)))
+    }
+
+    fn lock_of(&self, path: &str) -> Arc<RwLock<()>> {
+        let mut objects = self.objects.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        objects.entry(path.to_owned()).or_default().clone()
     }
 }
 
@@ -194,7 +215,7 @@ impl S3sServer {
     pub fn start() -> Result<S3sServer> {
         let folder = dirs::temporary("s3s")?;
         let service = FolderService::new(folder.path(), None)?;
-        let served = Served::start(|_| Ok(Arc::new(Plain(service))))?;
+        let served = service.serve()?;
         Ok(S3sServer { served, _folder: folder })
     }
 
