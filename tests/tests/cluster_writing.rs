@@ -1,8 +1,9 @@
 //! Promises about writing in a cluster: who sees what when, how many copies there are, who wins.
 
 use std::collections::BTreeSet;
+use std::thread;
 
-use anyhow::{Result, ensure};
+use anyhow::{Result, anyhow, ensure};
 use dfstore_tests::cluster::{BUCKET, Cluster, Node};
 use dfstore_tests::data::Payload;
 use dfstore_tests::eventually;
@@ -142,6 +143,18 @@ fn a_synchronous_write_is_in_the_bucket_when_it_is_acknowledged() -> Result<()> 
     assert!(answer.status() >= 500, "{}", answer.status());
     cluster.faulty()?.set_down(false);
     everybody_sees(&cluster, "sync", payload)
+}
+
+#[test]
+fn many_synchronous_writes_at_once_at_one_node_wait_for_each_other() -> Result<()> {
+    let cluster = Cluster::builder().peers(1).start()?;
+    // Each is longer than what a socket takes at once, and none holds up the others for long.
+    let payloads: Vec<Payload> = (0..24).map(|number| Payload::new(100 + number, PIECE + number)).collect();
+    thread::scope(|scope| {
+        let write = |payload: &Payload| cluster[1].put(&format!("sync-{}", payload.seed), SYNC, *payload).map(drop);
+        let threads: Vec<_> = payloads.iter().map(|payload| scope.spawn(move || write(payload))).collect();
+        threads.into_iter().try_for_each(|thread| thread.join().map_err(|_| anyhow!("a thread panicked"))?)
+    })
 }
 
 #[test]

@@ -211,7 +211,7 @@ impl Play {
             };
             let mut client = NativeClient::connect(stage.address(node), &self.target(key))?;
             let put = client.put(&self.target(key), &payload.bytes(), mode);
-            return Ok(if put.is_ok() { Outcome::Done } else { Outcome::Failed(0) });
+            return Ok(put.map_or_else(|error| Outcome::Failed(0, format!("{error:#}")), |_| Outcome::Done));
         }
         let path = format!("{}?mode={mode}", Peer::object_path(&bucket(self.place), &self.key(key)));
         Ok(outcome(self.request(stage, node, "PUT", &path, &[], &payload.bytes())))
@@ -316,12 +316,15 @@ fn look_into_bucket(world: &mut World, stage: &Stage, bucket: &str, key: usize, 
 }
 
 fn outcome(response: Result<Response>) -> Outcome {
-    match response.as_ref().map(Response::status) {
-        Ok(200) => Outcome::Done,
-        Ok(202) => Outcome::Pending,
-        Ok(404) => Outcome::Missing,
-        Ok(status) => Outcome::Failed(status),
-        Err(_) => Outcome::Failed(0),
+    let response = match response {
+        Ok(response) => response,
+        Err(error) => return Outcome::Failed(0, format!("{error:#}")),
+    };
+    match response.status() {
+        200 => Outcome::Done,
+        202 => Outcome::Pending,
+        404 => Outcome::Missing,
+        status => Outcome::Failed(status, response.text()),
     }
 }
 

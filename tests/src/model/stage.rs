@@ -2,11 +2,12 @@
 //!
 //! Owns the processes. Histories play side by side, each in a bucket of its own; all share the restarts.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
 use anyhow::{Result, ensure};
 
-use crate::cluster::{Cluster, Ports};
+use crate::cluster::{Cluster, Node, Ports};
 use crate::data::Payload;
 use crate::eventually;
 use crate::faulty_backend::FaultyBackend;
@@ -166,10 +167,14 @@ fn end(peer: &mut Peer, ending: Ending) -> Result<()> {
     }
 }
 
-/// Waits until all nodes see each other, and what is written at each is seen at all: links that broke are made anew by
-/// the first who needs them, after a pause.
+/// Waits until all nodes see each other's life of now, and what is written at each is seen at all: links to a life
+/// before break when it is found out, and are made anew by the first who needs them, after a pause.
 fn until_joined(cluster: &Cluster) -> Result<()> {
-    cluster.until_complete()?;
+    eventually("all nodes see the same lives", PATIENCE, || {
+        let seen: Vec<_> = cluster.nodes().iter().map(lives).collect::<Result<_>>().ok()?;
+        let all = seen.iter().all(|lives| *lives == seen[0] && lives.len() == cluster.nodes().len());
+        all.then_some(())
+    })?;
     for (number, writer) in (0..).zip(cluster.nodes()) {
         eventually("a write is seen at all nodes", PATIENCE, || {
             let (key, payload) = (format!("joined-{number}"), Payload::new(number, 10));
@@ -178,4 +183,10 @@ fn until_joined(cluster: &Cluster) -> Result<()> {
         })?;
     }
     Ok(())
+}
+
+/// The nodes that a node sees alive, and when each was started: its own start it knows best.
+fn lives(node: &Node) -> Result<BTreeMap<String, u64>> {
+    let (_, nodes) = node.native()?.nodes()?;
+    Ok(nodes.into_iter().filter(|node| node.live).map(|node| (node.id, node.started_us)).collect())
 }

@@ -116,8 +116,8 @@ pub enum Outcome {
     Pending,
     /// There is no such object.
     Missing,
-    /// An error with this status, 0 if there was no answer.
-    Failed(u16),
+    /// An error with this status, 0 if there was no answer, and what was said.
+    Failed(u16, String),
 }
 
 /// The states of all keys of a history.
@@ -240,7 +240,7 @@ impl World {
             Outcome::Done => only(sendable, state.cleaned(None)),
             Outcome::Pending => vec![state.replaced(Held::Deleted, sendable)],
             // What was dirty or ephemeral is gone, what the bucket has stays.
-            Outcome::Failed(403) if trouble == Trouble::WritesDenied => {
+            Outcome::Failed(403, _) if trouble == Trouble::WritesDenied => {
                 vec![State { cached: Vec::new(), ..state.cleaned(state.bucket) }]
             }
             _ => Vec::new(),
