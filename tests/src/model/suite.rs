@@ -8,6 +8,7 @@ use std::env;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail};
 
@@ -24,8 +25,8 @@ const LONG_FACTOR: u64 = 10;
 const THREADS: usize = 64;
 /// Times that a single history is played to find what goes wrong with it.
 const REPEATS: usize = 3;
-/// Tries to make it shorter.
-const SHRINKINGS_MAX: usize = 60;
+/// Time to make it shorter.
+const SHRINKING_TIME: Duration = Duration::from_secs(60);
 
 /// What is played, and on what.
 pub struct Suite {
@@ -51,7 +52,9 @@ impl Suite {
         for (number, round) in seeds.chunks(PLACES).enumerate() {
             if let Err(failed) = play_round(&mut stage, round.iter().map(|seed| History::new(*seed)).collect(), number)
             {
-                let alone = self.explain(failed.history.clone());
+                let Failed { history, error } = &failed;
+                eprintln!("history {} of round {number}: {error:#}\n{history}", history.seed);
+                let alone = self.explain(history.clone());
                 let alone =
                     alone.unwrap_or_else(|| anyhow!("alone it does not fail: it takes the others of its round"));
                 bail!(
@@ -69,12 +72,10 @@ impl Suite {
     /// Plays a history alone until it fails, and makes it short; `None` when it does not fail.
     fn explain(&self, history: History) -> Option<anyhow::Error> {
         let (mut history, mut error) = (history.clone(), self.failure_of(&history)?);
-        let mut tries = 0;
-        let mut at = 0;
-        while at < history.steps.len() && tries < SHRINKINGS_MAX {
+        let (started, mut at) = (Instant::now(), 0);
+        while at < history.steps.len() && started.elapsed() < SHRINKING_TIME {
             let mut shorter = history.clone();
             shorter.steps.remove(at);
-            tries += 1;
             match self.failure_of(&shorter) {
                 Some(found) => (history, error) = (shorter, found),
                 None => at += 1,
