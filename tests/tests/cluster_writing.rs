@@ -99,6 +99,36 @@ fn a_deletion_is_seen_at_once_and_nothing_comes_back() -> Result<()> {
 }
 
 #[test]
+fn a_deletion_that_the_backend_refuses_does_not_happen_later() -> Result<()> {
+    let mut cluster = Cluster::builder().seeds(2).peers(1).start()?;
+    let objects: Vec<(String, Payload)> =
+        (0..12).map(|number| (format!("kept-{number}"), Payload::new(number, 9))).collect();
+    for (key, payload) in &objects {
+        cluster[2].put(key, SYNC, *payload)?;
+    }
+    cluster.faulty()?.set_rules([Rule::on(Method::DELETE, Fault::access_denied())]);
+    for (key, _) in &objects {
+        assert_eq!(cluster[2].ask("DELETE", key, &[])?.status(), 403);
+    }
+    // What the seeds remember of it in memory is gone.
+    for seed in [0, 1] {
+        cluster[seed].kill9()?;
+    }
+    cluster.faulty()?.set_rules([]);
+    for seed in [0, 1] {
+        cluster[seed].restart_in_place()?;
+    }
+    cluster.until_complete()?;
+    let is_idle = |node: &Node| node.metrics().is_ok_and(|samples| samples.sum("dfstore_writeback_queue", &[]) == 0.0);
+    for (key, payload) in &objects {
+        let read = || cluster.nodes().iter().all(|node| node.read(key, *payload).is_ok()).then_some(());
+        eventually(&format!("{key} is there"), PATIENCE, read)?;
+    }
+    eventually("nothing is owed", PATIENCE, || cluster.nodes().iter().all(is_idle).then_some(()))?;
+    objects.iter().try_for_each(|(key, payload)| until_in_bucket(&cluster, key, *payload))
+}
+
+#[test]
 fn a_copy_is_seen_at_once() -> Result<()> {
     let cluster = start()?;
     let payload = Payload::new(5, 3 * PIECE);
