@@ -139,6 +139,27 @@ fn a_copy_is_seen_at_once() -> Result<()> {
 }
 
 #[test]
+fn what_a_copy_replaced_does_not_come_back_when_the_home_is_restarted() -> Result<()> {
+    let mut cluster = Cluster::builder().peers(1).start()?;
+    let copied = Payload::new(60, 10);
+    cluster[0].put("source", SYNC, copied)?;
+    let keys: Vec<String> = (0..4).map(|number| format!("replaced-{number}")).collect();
+    for key in &keys {
+        cluster[1].put(key, EPHEMERAL, Payload::new(61, 20))?;
+        cluster[0].copy("source", key)?;
+    }
+    // The writer has had no reason yet to ask the home about what it holds.
+    cluster[0].kill9()?;
+    cluster[0].restart_in_place()?;
+    cluster.until_complete()?;
+    for key in &keys {
+        eventually(&format!("{key} is a copy"), PATIENCE, || cluster[1].read(key, copied).ok())?;
+        cluster[0].read(key, copied)?;
+    }
+    Ok(())
+}
+
+#[test]
 fn of_two_writers_one_wins_everywhere() -> Result<()> {
     let cluster = start()?;
     for round in 0..20 {
