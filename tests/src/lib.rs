@@ -8,6 +8,7 @@
 
 pub mod binaries;
 pub mod bucket;
+pub mod census;
 pub mod cli;
 pub mod cluster;
 pub mod data;

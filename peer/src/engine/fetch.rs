@@ -323,7 +323,7 @@ impl Owner {
         match (stored, task.as_ref().filter(|task| task.is_current(version))) {
             (Ok(reservation), Some(task)) => {
                 let piece = StoredPiece { length, crc32, lease: reservation.keep() };
-                self.eviction.borrow_mut().insert(version.task, piece.lease.length_bytes());
+                self.eviction.borrow_mut().grow(version.task, piece.lease.length_bytes());
                 if let Some(hold) = version.dirty.borrow().as_ref() {
                     hold.grow(u64::from(length));
                 }
@@ -368,6 +368,9 @@ impl Owner {
             return Err(ObjectError::Internal(format!("piece {number} is damaged on disk and not in the backend yet")));
         }
         if version.take_stored(number).is_some() {
+            if self.known(task).is_some_and(|task| task.is_current(&version)) {
+                self.eviction.borrow_mut().insert(*task, version.disk_bytes());
+            }
             self.lost_piece(&version, number);
             // Its blocks stay taken until the next start: they may be bad.
             let change = Change::RemovePieces { task: *task, generation, pieces: PieceSet::Numbers(vec![number]) };

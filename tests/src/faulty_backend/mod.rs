@@ -7,7 +7,7 @@
 
 mod body;
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
@@ -206,6 +206,11 @@ impl FaultyBackend {
         let untroubled = state.service.clone().serve()?;
         let served = Served::start_on(listen, |_| Ok(state.clone()))?;
         Ok(FaultyBackend { served, untroubled, state, _folder: folder })
+    }
+
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        self.served.address()
     }
 
     /// Where it listens, and the keys.
