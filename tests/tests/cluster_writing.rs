@@ -209,6 +209,21 @@ fn many_synchronous_writes_at_once_at_one_node_wait_for_each_other() -> Result<(
 }
 
 #[test]
+fn many_reads_at_once_of_what_one_node_holds_wait_for_each_other() -> Result<()> {
+    let cluster = Cluster::builder().peers(1).start()?;
+    let payloads: Vec<Payload> = (0..24).map(|number| Payload::new(200 + number, PIECE + number)).collect();
+    thread::scope(|scope| {
+        let write_and_read = |payload: &Payload| {
+            let key = format!("held-{}", payload.seed);
+            cluster[1].put(&key, EPHEMERAL, *payload)?;
+            cluster[0].read(&key, *payload).map(drop)
+        };
+        let threads: Vec<_> = payloads.iter().map(|payload| scope.spawn(move || write_and_read(payload))).collect();
+        threads.into_iter().try_for_each(|thread| thread.join().map_err(|_| anyhow!("a thread panicked"))?)
+    })
+}
+
+#[test]
 fn an_ephemeral_object_is_everywhere_but_in_the_bucket() -> Result<()> {
     let cluster = start()?;
     let payload = Payload::new(8, PIECE + 8);

@@ -38,11 +38,22 @@ pub struct State {
     sendable: bool,
     /// What is in the bucket was written by a request that failed and began after what is held.
     outranked: bool,
+    /// What the peers held before it was written back or deleted, if nothing was written since. In a cluster a node
+    /// may still hold it, and tell a home of it that has been restarted and has forgotten what became of it.
+    ghost: Option<Held>,
 }
 
 impl State {
     fn empty() -> State {
-        State { held: Held::Cache, bucket: None, cached: Vec::new(), late: None, sendable: false, outranked: false }
+        State {
+            held: Held::Cache,
+            bucket: None,
+            cached: Vec::new(),
+            late: None,
+            sendable: false,
+            outranked: false,
+            ghost: None,
+        }
     }
 
     /// What a client sees whatever the bucket says; `None` when the bucket decides.
@@ -64,6 +75,15 @@ impl State {
         State { bucket, cached: bucket.into_iter().collect(), ..State::empty() }
     }
 
+    /// As [`cleaned`](Self::cleaned), and a node may not have heard of it yet.
+    fn retired(&self, bucket: Content) -> State {
+        let ghost = match self.held {
+            Held::Dirty(_) | Held::Ephemeral(_) => Some(self.held),
+            Held::Cache | Held::Deleted => self.ghost,
+        };
+        State { ghost, ..self.cleaned(bucket) }
+    }
+
     /// Something is held that replaces what was.
     fn replaced(&self, held: Held, sendable: bool) -> State {
         let late = match self.held {
@@ -72,7 +92,15 @@ impl State {
             Held::Deleted if self.sendable => Some(None),
             _ => None,
         };
-        State { held, bucket: self.bucket, cached: Vec::new(), late, sendable, outranked: false }
+        State { held, bucket: self.bucket, late, sendable, ghost: self.haunts(held), ..State::empty() }
+    }
+
+    /// What is left of what was held when something else is held: a deletion may be forgotten, a write is not.
+    fn haunts(&self, held: Held) -> Option<Held> {
+        match held {
+            Held::Deleted => self.retired(None).ghost,
+            _ => None,
+        }
     }
 
     /// What may become of it in the background, in one step.
@@ -89,7 +117,7 @@ impl State {
         if let Some(bucket) = sent {
             // One request at a time: what was late is over.
             next.push(State { bucket, late: None, ..self.clone() });
-            next.push(self.cleaned(bucket));
+            next.push(self.retired(bucket));
         }
         if self.outranked && sent.is_some() {
             next.push(self.cleaned(self.bucket));
@@ -195,6 +223,15 @@ impl World {
     /// Nodes have forgotten that the bucket did not answer.
     pub fn restarted(&mut self) {
         self.leaves_alone = self.trouble.spoils_reads();
+        if self.rules.cluster {
+            for states in &mut self.keys {
+                for state in settled(states) {
+                    let back = state.ghost.filter(|_| state.held == Held::Cache);
+                    let back = back.map(|held| State { held, sendable: true, cached: Vec::new(), ..state.clone() });
+                    back.into_iter().chain([state]).for_each(|state| add(states, state));
+                }
+            }
+        }
     }
 
     /// The bucket was looked into: it has this.
@@ -237,7 +274,7 @@ impl World {
         let sendable = trouble.lets_writes_through();
         let seen = || format!("delete: {outcome:?}");
         self.step(key, seen, |state| match outcome {
-            Outcome::Done => only(sendable, state.cleaned(None)),
+            Outcome::Done => only(sendable, state.retired(None)),
             Outcome::Pending => vec![state.replaced(Held::Deleted, sendable)],
             // What was dirty or ephemeral is gone, what the bucket has stays.
             Outcome::Failed(403, _) if trouble == Trouble::WritesDenied => {
