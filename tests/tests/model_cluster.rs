@@ -10,5 +10,5 @@ const HISTORIES: u64 = 640;
 fn random_histories_on_three_nodes_show_nothing_that_the_model_forbids() -> Result<()> {
     let command = "cargo test -p dfstore-tests --test model_cluster random_histories";
     let suite = Suite { command, stage: Stage::three, histories: HISTORIES };
-    suite.run(|_| Ok(())).map(|count| println!("{count} histories"))
+    suite.run().map(|count| println!("{count} histories"))
 }

@@ -7,6 +7,7 @@ use std::net::SocketAddr;
 
 use anyhow::{Result, ensure};
 
+use crate::census::Census;
 use crate::cluster::{Cluster, Node, Ports};
 use crate::data::Payload;
 use crate::eventually;
@@ -34,6 +35,8 @@ pub enum Ending {
 pub enum Stage {
     /// A standalone peer.
     One(Box<Scene>),
+    /// A standalone peer that serves old versions, unknown to the model: what the model must find.
+    Stale(Box<Scene>),
     /// Two seeds and a peer.
     Three(Box<Cluster>),
 }
@@ -58,6 +61,14 @@ impl Stage {
         Ok(stage)
     }
 
+    /// A standalone peer that serves old versions, while the model believes that it does not.
+    pub fn stale() -> Result<Stage> {
+        let scene = Scene::start_with(|spec| spec.object_storage = "freshness: immutable".to_owned())?;
+        let stage = Stage::Stale(Box::new(scene));
+        stage.make_buckets()?;
+        Ok(stage)
+    }
+
     /// A cluster of two seeds and a peer.
     pub fn three() -> Result<Stage> {
         let builder = Cluster::builder().seeds(2).peers(1).all(|_, options| options.freshness = "always".to_owned());
@@ -73,7 +84,7 @@ impl Stage {
     /// The backend behind it.
     pub fn backend(&self) -> Result<&FaultyBackend> {
         match self {
-            Stage::One(scene) => Ok(&scene.backend),
+            Stage::One(scene) | Stage::Stale(scene) => Ok(&scene.backend),
             Stage::Three(cluster) => cluster.faulty(),
         }
     }
@@ -82,6 +93,7 @@ impl Stage {
     pub fn rules(&self, place: usize) -> Rules {
         match self {
             Stage::One(_) => Rules { immutable: is_immutable(place), cluster: false },
+            Stage::Stale(_) => Rules { immutable: false, cluster: false },
             Stage::Three(_) => Rules { immutable: false, cluster: true },
         }
     }
@@ -89,7 +101,7 @@ impl Stage {
     /// Its peers.
     pub fn peers(&self) -> Vec<&Peer> {
         match self {
-            Stage::One(scene) => vec![&scene.peer],
+            Stage::One(scene) | Stage::Stale(scene) => vec![&scene.peer],
             Stage::Three(cluster) => cluster.nodes().iter().map(|node| node.peer()).collect(),
         }
     }
@@ -103,7 +115,7 @@ impl Stage {
     /// Ends a node and starts it again; returns when it and the others serve as before.
     pub fn restart(&mut self, node: usize, ending: Ending) -> Result<()> {
         match self {
-            Stage::One(scene) => {
+            Stage::One(scene) | Stage::Stale(scene) => {
                 end(&mut scene.peer, ending)?;
                 scene.peer.restart()
             }
@@ -122,7 +134,7 @@ impl Stage {
     /// Starts every node again, so that each looks at all it owes the bucket at once.
     pub fn restart_all(&mut self, ending: Ending) -> Result<()> {
         match self {
-            Stage::One(_) => self.restart(0, ending),
+            Stage::One(_) | Stage::Stale(_) => self.restart(0, ending),
             Stage::Three(cluster) => {
                 for node in cluster.nodes_mut() {
                     match ending {
@@ -139,14 +151,25 @@ impl Stage {
         }
     }
 
-    /// Waits until no node owes the bucket anything.
-    pub fn until_at_rest(&self) -> Result<()> {
-        for peer in self.peers() {
-            let waits = |samples: &Samples| {
-                samples.sum("dfstore_writeback_queue", &[]) + samples.sum("dfstore_writeback_dead_letters", &[])
-            };
-            let told = peer.metrics_until("nothing waits for the bucket", PATIENCE, |samples| waits(samples) == 0.0);
-            told.map_err(|error| error.context(peer.log_tail()))?;
+    /// What each node has open. To be called when all have just started.
+    pub fn census(&mut self) -> Result<Vec<Census>> {
+        match self {
+            Stage::One(scene) | Stage::Stale(scene) => Ok(vec![Census::take(&mut scene.peer)?]),
+            Stage::Three(cluster) => cluster.nodes_mut().iter_mut().map(|node| Census::take(node.peer_mut())).collect(),
+        }
+    }
+
+    /// Waits until each node has given back what it took since, and owes the bucket nothing.
+    pub fn check_census(&self, taken: &[Census]) -> Result<()> {
+        let mut own = vec![self.backend()?.address()];
+        if let Stage::Three(cluster) = self {
+            own.extend(cluster.nodes().iter().flat_map(|node| [Some(node.peer_address()), node.manager()]).flatten());
+        }
+        for (peer, census) in self.peers().into_iter().zip(taken) {
+            let owes = ["dfstore_writeback_queue", "dfstore_writeback_dead_letters"];
+            let owes = |samples: &Samples| owes.iter().map(|name| samples.sum(name, &[])).sum::<f64>();
+            peer.metrics_until("nothing waits for the bucket", PATIENCE, |samples| owes(samples) == 0.0)?;
+            census.check(peer, &own).map_err(|error| error.context(peer.log_tail()))?;
         }
         Ok(())
     }

@@ -40,7 +40,7 @@ pub struct Suite {
 
 impl Suite {
     /// Plays all histories; gives how many they were. With a seed in the environment, that history alone.
-    pub fn run(&self, mut check_stage: impl FnMut(&mut Stage) -> Result<()>) -> Result<u64> {
+    pub fn run(&self) -> Result<u64> {
         if let Ok(seed) = env::var(SEED_VARIABLE) {
             let seed = seed.parse().with_context(|| format!("{SEED_VARIABLE}={seed}"))?;
             return self.explain(History::new(seed)).map_or(Ok(1), Err);
@@ -48,25 +48,28 @@ impl Suite {
         let factor = if env::var(LONG_VARIABLE).is_ok_and(|value| value == "1") { LONG_FACTOR } else { 1 };
         let count = self.histories * factor;
         let mut stage = (self.stage)()?;
-        let seeds: Vec<u64> = (0..count).collect();
-        for (number, round) in seeds.chunks(PLACES).enumerate() {
-            if let Err(failed) = play_round(&mut stage, round.iter().map(|seed| History::new(*seed)).collect(), number)
-            {
-                let Failed { history, error } = &failed;
+        for (number, round) in rounds(count) {
+            if let Err(Failed { history, error }) = play_histories(&mut stage, round, number) {
                 eprintln!("history {} of round {number}: {error:#}\n{history}", history.seed);
                 let alone = self.explain(history.clone());
                 let alone =
                     alone.unwrap_or_else(|| anyhow!("alone it does not fail: it takes the others of its round"));
-                bail!(
-                    "history {} of round {number}: {:#}\n{}\n{alone:#}",
-                    failed.history.seed,
-                    failed.error,
-                    failed.history
-                );
+                bail!("history {} of round {number} fails: {error:#}\n{history}\n{alone:#}", history.seed);
             }
-            check_stage(&mut stage)?;
         }
         Ok(count)
+    }
+
+    /// The first history that fails, for a stage on which some must.
+    pub fn failing(&self) -> Result<Option<History>> {
+        let mut stage = (self.stage)()?;
+        Ok(rounds(self.histories)
+            .find_map(|(number, round)| play_histories(&mut stage, round, number).err().map(|failed| failed.history)))
+    }
+
+    /// As it is said of a history that fails; `None` when it does not fail alone.
+    pub fn explanation(&self, history: History) -> Option<String> {
+        self.explain(history).map(|error| format!("{error:#}"))
     }
 
     /// Plays a history alone until it fails, and makes it short; `None` when it does not fail.
@@ -104,14 +107,19 @@ fn round_of(seed: u64) -> usize {
     usize::try_from(seed).unwrap_or(0) / PLACES
 }
 
+/// Histories with the places they are played in, by round.
+fn rounds(count: u64) -> impl Iterator<Item = (usize, Vec<(usize, History)>)> {
+    let seeds: Vec<u64> = (0..count).collect();
+    let rounds: Vec<Vec<u64>> = seeds.chunks(PLACES).map(<[u64]>::to_vec).collect();
+    rounds.into_iter().enumerate().map(|(number, round)| {
+        (number, round.into_iter().enumerate().map(|(place, seed)| (place, History::new(seed))).collect())
+    })
+}
+
 /// A history that did not end well.
 struct Failed {
     history: History,
     error: anyhow::Error,
-}
-
-fn play_round(stage: &mut Stage, histories: Vec<History>, number: usize) -> Result<(), Failed> {
-    play_histories(stage, histories.into_iter().enumerate().collect(), number)
 }
 
 /// Plays histories, each in its place.
@@ -132,11 +140,12 @@ fn play_histories(stage: &mut Stage, histories: Vec<(usize, History)>, round: us
     })?;
     plays.iter_mut().for_each(Play::before_restart);
     stage.restart_all(end).map_err(of_stage)?;
+    let census = stage.census().map_err(of_stage)?;
     plays.iter_mut().for_each(Play::after_restart);
     each(stage, &mut plays, Play::check_at_rest)?;
     plays.iter_mut().for_each(Play::before_restart);
     stage.backend().map_err(of_stage)?.forget();
-    Ok(())
+    stage.check_census(&census).map_err(of_stage)
 }
 
 /// Does the same with all plays, several at a time; the first that fails ends it.
