@@ -13,6 +13,7 @@ use anyhow::{Context, Result, ensure};
 use dfstore_proto::ids::ObjectName;
 use dfstore_proto::message::Target;
 use dfstore_proto::object::WriteMode;
+use dfstore_tests::census::Census;
 use dfstore_tests::data::Payload;
 use dfstore_tests::eventually;
 use dfstore_tests::faulty_backend::{Fault, Rule};
@@ -80,6 +81,7 @@ fn write_and_kill(mut scene: Scene, rounds: u64) -> Result<()> {
     scene.backend.set_rules([]);
     // The pauses between attempts have grown; a start begins with one.
     scene.peer.restart()?;
+    let census = Census::take(&mut scene.peer)?;
     for (key, expected) in models.iter().flatten() {
         let wanted = expected.certain.filter(|_| !is_ephemeral(key));
         let arrived = || match wanted {
@@ -88,7 +90,8 @@ fn write_and_kill(mut scene: Scene, rounds: u64) -> Result<()> {
         };
         eventually(&format!("the bucket has what it should of {key}"), PATIENCE, arrived)?;
     }
-    models.iter_mut().try_for_each(|model| check(&scene, model))
+    models.iter_mut().try_for_each(|model| check(&scene, model))?;
+    census.check(&scene.peer, &[scene.backend.address()])
 }
 
 fn kill(pid: u32) -> Result<()> {

@@ -4,7 +4,7 @@ use anyhow::Result;
 use dfstore_tests::model::stage::Stage;
 use dfstore_tests::model::suite::Suite;
 
-const HISTORIES: u64 = 640;
+const HISTORIES: u64 = 320;
 
 #[test]
 fn random_histories_on_three_nodes_show_nothing_that_the_model_forbids() -> Result<()> {

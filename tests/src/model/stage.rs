@@ -161,10 +161,10 @@ impl Stage {
 
     /// Waits until each node has given back what it took since, and owes the bucket nothing.
     pub fn check_census(&self, taken: &[Census]) -> Result<()> {
-        let mut own = vec![self.backend()?.address()];
-        if let Stage::Three(cluster) = self {
-            own.extend(cluster.nodes().iter().flat_map(|node| [Some(node.peer_address()), node.manager()]).flatten());
-        }
+        let own = match self {
+            Stage::One(scene) | Stage::Stale(scene) => vec![scene.backend.address()],
+            Stage::Three(cluster) => cluster.own_addresses()?,
+        };
         for (peer, census) in self.peers().into_iter().zip(taken) {
             let owes = ["dfstore_writeback_queue", "dfstore_writeback_dead_letters"];
             let owes = |samples: &Samples| owes.iter().map(|name| samples.sum(name, &[])).sum::<f64>();
