@@ -10,7 +10,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 /// Set to a number, it repeats the choices of the run that printed it.
 pub const SEED_VARIABLE: &str = "DFSTORE_TEST_SEED";
 /// Set to 1, tests that repeat something at random do so many more times.
-pub const LONG_VARIABLE: &str = "DFSTORE_TEST_LONG";
+const LONG_VARIABLE: &str = "DFSTORE_TEST_LONG";
 
 /// The seed of this run, printed with the name of the test.
 pub fn seed(test: &str) -> u64 {
@@ -23,9 +23,14 @@ pub fn seed(test: &str) -> u64 {
     seed
 }
 
+/// Whether there is time for every case and for large transfers: `DFSTORE_TEST_LONG=1` in the environment.
+pub fn is_long_run() -> bool {
+    env::var(LONG_VARIABLE).is_ok_and(|value| value == "1")
+}
+
 /// How often to do something: `normal`, or `long` when the environment asks for it.
 pub fn rounds(normal: u64, long: u64) -> u64 {
-    if env::var(LONG_VARIABLE).is_ok_and(|value| value == "1") { long } else { normal }
+    if is_long_run() { long } else { normal }
 }
 
 /// A stream of choices: SplitMix64.
@@ -65,15 +70,20 @@ impl Choices {
         self.below(times) == 0
     }
 
+    /// An index into something that has so many items.
+    pub fn index(&mut self, count: usize) -> usize {
+        usize::try_from(self.below(count as u64)).expect("an index")
+    }
+
     /// One of these.
     pub fn one_of<T: Copy>(&mut self, all: &[T]) -> T {
-        all[usize::try_from(self.below(all.len() as u64)).expect("an index")]
+        all[self.index(all.len())]
     }
 
     /// These in another order.
     pub fn shuffle<T>(&mut self, all: &mut [T]) {
         for last in (1..all.len()).rev() {
-            all.swap(last, usize::try_from(self.below(last as u64 + 1)).expect("an index"));
+            all.swap(last, self.index(last + 1));
         }
     }
 }

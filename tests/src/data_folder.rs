@@ -91,6 +91,7 @@ impl Zeros {
                 last_error: String::new(),
                 dead: false,
                 upload: None,
+                replaced_etag: String::new(),
             };
             changes.push(Change::PutWriteBack { task, record });
         }

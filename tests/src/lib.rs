@@ -8,6 +8,7 @@
 
 pub mod binaries;
 pub mod bucket;
+pub mod census;
 pub mod cgroup;
 pub mod choices;
 pub mod cli;
@@ -23,6 +24,7 @@ pub mod ledger;
 pub mod loopfs;
 pub mod meter;
 pub mod mixed_load;
+pub mod model;
 pub mod native;
 pub mod netns;
 pub mod oss_front;

@@ -10,14 +10,15 @@
 
 pub mod uploads;
 
+use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use anyhow::{Context, Result, anyhow};
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
-use http::{HeaderValue, Request, Response, StatusCode, header};
+use http::{HeaderValue, Method, Request, Response, StatusCode, header};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use hyper::service::service_fn;
@@ -28,6 +29,7 @@ use s3s::service::{S3Service, S3ServiceBuilder};
 use s3s_fs::FileSystem;
 use tempfile::TempDir;
 use tokio::net::TcpStream;
+use tokio::sync::RwLock;
 
 use crate::bucket::{Bucket, S3Endpoint};
 use crate::dirs;
@@ -89,10 +91,14 @@ impl<F: Front> Link for Http<F> {
 }
 
 /// The service of s3s-fs over a folder, with the mended listing.
+///
+/// s3s-fs writes bytes, attributes and entity tag one after the other. As S3 does, this service does one thing at a
+/// time with an object: nobody sees the bytes of one write under the tag of another.
 #[derive(Clone)]
 pub struct FolderService {
     service: S3Service,
     root: PathBuf,
+    objects: Arc<Mutex<HashMap<String, Arc<RwLock<()>>>>>,
 }
 
 impl FolderService {
@@ -104,7 +110,7 @@ impl FolderService {
         if let Some(domain) = domain {
             builder.set_host(SingleDomain::new(domain).context("the domain")?);
         }
-        Ok(FolderService { service: builder.build(), root: root.to_owned() })
+        Ok(FolderService { service: builder.build(), root: root.to_owned(), objects: Arc::default() })
     }
 
     /// The folder of a bucket.
@@ -124,6 +130,11 @@ impl FolderService {
         let new = self.root.join("overwritten");
         std::fs::write(&new, bytes)?;
         std::fs::rename(new, self.bucket_folder(bucket).join(key))
+    }
+
+    /// Answers on a free port of loopback, with nothing in between.
+    pub fn serve(self) -> Result<Served> {
+        Served::start(|_| Ok(Arc::new(Plain(self))))
     }
 
     /// Whether an upload of this name is in progress.
@@ -160,6 +171,14 @@ impl FolderService {
             return Ok(response);
         }
         let lists = request.uri().query().is_some_and(|query| query.contains("encoding-type="));
+        let object = self.lock_of(request.uri().path());
+        let is_part = request.uri().query().is_some_and(|query| query.contains("partNumber="));
+        let (_read, _write) = match *request.method() {
+            // Parts are sent side by side, and nobody sees them.
+            _ if is_part => (None, None),
+            Method::GET | Method::HEAD => (Some(object.read().await), None),
+            _ => (None, Some(object.write().await)),
+        };
         let Ok(response) = self.service.call(request).await else {
             return Ok(refusal(500, "InternalError", "s3s-fs cannot do this"));
         };
@@ -168,6 +187,11 @@ impl FolderService {
         }
         let (parts, text) = text_of(response).await?;
         Ok(with_text(parts, &encoded_listing(&text)))
+    }
+
+    fn lock_of(&self, path: &str) -> Arc<RwLock<()>> {
+        let mut objects = self.objects.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        objects.entry(path.to_owned()).or_default().clone()
     }
 }
 
@@ -236,7 +260,7 @@ impl S3sServer {
     pub fn start() -> Result<S3sServer> {
         let folder = dirs::temporary("s3s")?;
         let service = FolderService::new(folder.path(), None)?;
-        let served = Served::start(|_| Ok(Arc::new(Plain(service))))?;
+        let served = service.serve()?;
         Ok(S3sServer { served, _folder: folder })
     }
 

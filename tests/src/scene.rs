@@ -158,11 +158,6 @@ impl Scene {
     }
 }
 
-/// Whether there is time for every case and for large transfers: `DFSTORE_TEST_LONG=1` in the environment.
-pub fn is_long_run() -> bool {
-    std::env::var_os("DFSTORE_TEST_LONG").is_some_and(|value| value == "1")
-}
-
 /// A status that must be this one.
 #[track_caller]
 pub fn expect(response: &Response, status: u16) {

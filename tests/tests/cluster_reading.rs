@@ -2,6 +2,7 @@
 
 use anyhow::Result;
 use dfstore_proto::message::Scope;
+use dfstore_tests::census::Census;
 use dfstore_tests::cluster::{Cluster, Node};
 use dfstore_tests::data::Payload;
 use dfstore_tests::eventually;
@@ -172,18 +173,15 @@ fn a_missing_object_is_missing_everywhere_until_it_is_written() -> Result<()> {
 
 #[test]
 fn nodes_end_with_nothing_in_flight() -> Result<()> {
-    let cluster = Cluster::builder().peers(2).start()?;
+    let mut cluster = Cluster::builder().peers(2).start()?;
+    let taken: Vec<Census> =
+        cluster.nodes_mut().iter_mut().map(|node| Census::take(node.peer_mut())).collect::<Result<_>>()?;
     let payload = Payload::new(10, 5 * PIECE);
     place(&cluster, "counted", payload)?;
     cluster.read_at_once(&[0, 1, 2], "counted", payload)?;
-    for node in cluster.nodes() {
-        let at_rest = || {
-            let samples = node.metrics().ok()?;
-            let busy = ["dfstore_requests_in_flight", "dfstore_backend_requests_in_flight"];
-            let open: f64 = busy.iter().map(|name| samples.sum(name, &[])).sum();
-            (open == 0.0).then_some(())
-        };
-        eventually(&format!("{} is at rest", node.id()), PATIENCE, at_rest).map_err(|error| node.explain(error))?;
+    let own = cluster.own_addresses()?;
+    for (node, census) in cluster.nodes().iter().zip(&taken) {
+        census.check(node.peer(), &own).map_err(|error| node.explain(error))?;
     }
     Ok(())
 }

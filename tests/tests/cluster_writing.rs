@@ -1,8 +1,9 @@
 //! Promises about writing in a cluster: who sees what when, how many copies there are, who wins.
 
 use std::collections::BTreeSet;
+use std::thread;
 
-use anyhow::{Result, ensure};
+use anyhow::{Result, anyhow, ensure};
 use dfstore_tests::cluster::{BUCKET, Cluster, Node};
 use dfstore_tests::data::Payload;
 use dfstore_tests::eventually;
@@ -98,6 +99,36 @@ fn a_deletion_is_seen_at_once_and_nothing_comes_back() -> Result<()> {
 }
 
 #[test]
+fn a_deletion_that_the_backend_refuses_does_not_happen_later() -> Result<()> {
+    let mut cluster = Cluster::builder().seeds(2).peers(1).start()?;
+    let objects: Vec<(String, Payload)> =
+        (0..12).map(|number| (format!("kept-{number}"), Payload::new(number, 9))).collect();
+    for (key, payload) in &objects {
+        cluster[2].put(key, SYNC, *payload)?;
+    }
+    cluster.faulty()?.set_rules([Rule::on(Method::DELETE, Fault::access_denied())]);
+    for (key, _) in &objects {
+        assert_eq!(cluster[2].ask("DELETE", key, &[])?.status(), 403);
+    }
+    // What the seeds remember of it in memory is gone.
+    for seed in [0, 1] {
+        cluster[seed].kill9()?;
+    }
+    cluster.faulty()?.set_rules([]);
+    for seed in [0, 1] {
+        cluster[seed].restart_in_place()?;
+    }
+    cluster.until_complete()?;
+    let is_idle = |node: &Node| node.metrics().is_ok_and(|samples| samples.sum("dfstore_writeback_queue", &[]) == 0.0);
+    for (key, payload) in &objects {
+        let read = || cluster.nodes().iter().all(|node| node.read(key, *payload).is_ok()).then_some(());
+        eventually(&format!("{key} is there"), PATIENCE, read)?;
+    }
+    eventually("nothing is owed", PATIENCE, || cluster.nodes().iter().all(is_idle).then_some(()))?;
+    objects.iter().try_for_each(|(key, payload)| until_in_bucket(&cluster, key, *payload))
+}
+
+#[test]
 fn a_copy_is_seen_at_once() -> Result<()> {
     let cluster = start()?;
     let payload = Payload::new(5, 3 * PIECE);
@@ -105,6 +136,27 @@ fn a_copy_is_seen_at_once() -> Result<()> {
     cluster[2].copy("original", "copy")?;
     everybody_sees(&cluster, "copy", payload)?;
     until_in_bucket(&cluster, "copy", payload)
+}
+
+#[test]
+fn what_a_copy_replaced_does_not_come_back_when_the_home_is_restarted() -> Result<()> {
+    let mut cluster = Cluster::builder().peers(1).start()?;
+    let copied = Payload::new(60, 10);
+    cluster[0].put("source", SYNC, copied)?;
+    let keys: Vec<String> = (0..4).map(|number| format!("replaced-{number}")).collect();
+    for key in &keys {
+        cluster[1].put(key, EPHEMERAL, Payload::new(61, 20))?;
+        cluster[0].copy("source", key)?;
+    }
+    // The writer has had no reason yet to ask the home about what it holds.
+    cluster[0].kill9()?;
+    cluster[0].restart_in_place()?;
+    cluster.until_complete()?;
+    for key in &keys {
+        eventually(&format!("{key} is a copy"), PATIENCE, || cluster[1].read(key, copied).ok())?;
+        cluster[0].read(key, copied)?;
+    }
+    Ok(())
 }
 
 #[test]
@@ -142,6 +194,33 @@ fn a_synchronous_write_is_in_the_bucket_when_it_is_acknowledged() -> Result<()> 
     assert!(answer.status() >= 500, "{}", answer.status());
     cluster.faulty()?.set_down(false);
     everybody_sees(&cluster, "sync", payload)
+}
+
+#[test]
+fn many_synchronous_writes_at_once_at_one_node_wait_for_each_other() -> Result<()> {
+    let cluster = Cluster::builder().peers(1).start()?;
+    // Each is longer than what a socket takes at once, and none holds up the others for long.
+    let payloads: Vec<Payload> = (0..24).map(|number| Payload::new(100 + number, PIECE + number)).collect();
+    thread::scope(|scope| {
+        let write = |payload: &Payload| cluster[1].put(&format!("sync-{}", payload.seed), SYNC, *payload).map(drop);
+        let threads: Vec<_> = payloads.iter().map(|payload| scope.spawn(move || write(payload))).collect();
+        threads.into_iter().try_for_each(|thread| thread.join().map_err(|_| anyhow!("a thread panicked"))?)
+    })
+}
+
+#[test]
+fn many_reads_at_once_of_what_one_node_holds_wait_for_each_other() -> Result<()> {
+    let cluster = Cluster::builder().peers(1).start()?;
+    let payloads: Vec<Payload> = (0..24).map(|number| Payload::new(200 + number, PIECE + number)).collect();
+    thread::scope(|scope| {
+        let write_and_read = |payload: &Payload| {
+            let key = format!("held-{}", payload.seed);
+            cluster[1].put(&key, EPHEMERAL, *payload)?;
+            cluster[0].read(&key, *payload).map(drop)
+        };
+        let threads: Vec<_> = payloads.iter().map(|payload| scope.spawn(move || write_and_read(payload))).collect();
+        threads.into_iter().try_for_each(|thread| thread.join().map_err(|_| anyhow!("a thread panicked"))?)
+    })
 }
 
 #[test]

@@ -10,6 +10,7 @@ use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use dfstore_tests::census::Census;
 use dfstore_tests::choices::{Choices, rounds, seed};
 use dfstore_tests::eventually;
 use dfstore_tests::faulty_backend::{Fault, Rule};
@@ -80,6 +81,7 @@ fn write_and_kill(choices: Choices, rounds: u64, bucket_writes: bool) -> Result<
     scene.backend.set_rules([]);
     // The pauses between attempts have grown; a start begins with one.
     scene.peer.restart()?;
+    let census = Census::take(&mut scene.peer)?;
     eventually("peer and bucket agree", PATIENCE, || {
         let mut agree = true;
         for writer in &mut writers {
@@ -89,7 +91,8 @@ fn write_and_kill(choices: Choices, rounds: u64, bucket_writes: bool) -> Result<
             }
         }
         agree.then_some(Ok(()))
-    })?
+    })??;
+    census.check(&scene.peer, &[scene.backend.address()])
 }
 
 /// Lets the writers work for a random time, then kills the peer under them.

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use dfstore_proto::object::WriteMode;
+use dfstore_tests::choices::is_long_run;
 use dfstore_tests::cli::dfstore;
 use dfstore_tests::cluster::Cluster;
 use dfstore_tests::data::Payload;
@@ -18,7 +19,7 @@ use dfstore_tests::eventually;
 use dfstore_tests::http;
 use dfstore_tests::native::{NativeClient, target};
 use dfstore_tests::peer_proxy::{PeerProxy, Way, WireFault, WireRule};
-use dfstore_tests::scene::{BUCKET, EPHEMERAL, PATIENCE, Scene, is_long_run, right, same};
+use dfstore_tests::scene::{BUCKET, EPHEMERAL, PATIENCE, Scene, right, same};
 
 const PIECE: u64 = 4 << 20;
 /// A read of several frames each way.

@@ -42,10 +42,13 @@ fn make_room(changes: &[Change]) -> bool {
         Change::RemoveTask { .. }
         | Change::RemovePieces { .. }
         | Change::RemoveWriteBack { .. }
-        | Change::RemoveParts { .. } => true,
-        Change::PutTask { .. } | Change::PutPiece { .. } | Change::PutWriteBack { .. } | Change::PutPart { .. } => {
-            false
-        }
+        | Change::RemoveParts { .. }
+        | Change::RemoveUpload { .. } => true,
+        Change::PutTask { .. }
+        | Change::PutPiece { .. }
+        | Change::PutWriteBack { .. }
+        | Change::PutPart { .. }
+        | Change::PutUpload { .. } => false,
     };
     changes.iter().any(removes) && !changes.iter().any(|change| matches!(change, Change::PutPiece { .. }))
 }

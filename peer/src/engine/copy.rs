@@ -66,23 +66,25 @@ impl Owner {
         self.context.backend.copy(source.name.clone(), target.name.clone()).await?;
         let copied = self.context.backend.head(target.name.clone()).await.ok();
         let commit = task.commit_lock.lock().await;
-        let changes = vec![Change::RemoveTask { task: target.task }, Change::RemoveWriteBack { task: target.task }];
-        self.context.catalog.commit(changes, Durability::Durable).await?;
         let now_ms = unix_ms();
-        let generation = self.next_number(&task, now_ms);
-        let version = copied.map(|meta| Rc::new(Version::new(target.task, generation, meta, TaskState::Clean, None)));
-        if let Some(version) = version {
-            version.validated_at_ms.set(now_ms);
-            self.publish_new(&task, version.clone(), None);
-            drop(commit);
-            // An older version that waits there for the backend must not come after the copy if this peer is lost.
-            self.tell_witness(&task, &version).await;
-        } else {
+        let Some(meta) = copied else {
+            let changes = vec![Change::RemoveTask { task: target.task }, Change::RemoveWriteBack { task: target.task }];
+            self.context.catalog.commit(changes, Durability::Durable).await?;
             self.queue.remove(&task);
             if let Some(before) = self.publish(&task, None) {
                 self.let_go(before);
             }
-        }
+            return Ok(());
+        };
+        let generation = self.next_number(&task, now_ms);
+        let version = Rc::new(Version::new(target.task, generation, meta, TaskState::Clean, None));
+        version.validated_at_ms.set(now_ms);
+        // Its number outlives a restart: who holds an older version that only peers have may not have heard of this one.
+        self.record_replacement(&task, &version, None).await?;
+        self.publish_new(&task, version.clone(), None);
+        drop(commit);
+        // An older version that waits there for the backend must not come after the copy if this peer is lost.
+        self.tell_witness(&task, &version).await;
         Ok(())
     }
 }

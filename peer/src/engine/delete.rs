@@ -39,11 +39,13 @@ impl Owner {
             self.publish_new(&task, tombstone.clone(), Some(record));
             (self.queue.outcome(&task), tombstone)
         };
-        self.tell_witness(&task, &tombstone).await;
-        match timeout(DELETE_WAIT, told).await {
-            Ok(Ok(outcome)) => outcome.map(|()| DeleteDone::Deleted),
+        let done = match timeout(DELETE_WAIT, told).await {
+            Ok(Ok(outcome)) => outcome.map(|()| DeleteDone::Deleted)?,
             // Told later, or replaced by a newer write, which then is what the client wanted last.
-            Ok(Err(_)) | Err(_) => Ok(DeleteDone::Pending),
-        }
+            Ok(Err(_)) | Err(_) => DeleteDone::Pending,
+        };
+        // Not of one that was refused: if this peer is lost, the witness would carry it out all the same.
+        self.tell_witness(&task, &tombstone).await;
+        Ok(done)
     }
 }

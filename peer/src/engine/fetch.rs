@@ -25,8 +25,8 @@ use crate::engine::owner::Owner;
 use crate::engine::request::piece_length;
 use crate::engine::version::{PieceState, StoredPiece, Version, Waiter};
 use crate::limits::{
-    ADMISSION_TIMEOUT, FETCH_ATTEMPTS_MAX, FETCH_RETRY_DELAY, HOLDER_BYTES_PER_SECOND_MIN, HOLDER_WATCH_PERIOD,
-    HOLDERS_ASKED_MAX, SPARE_FETCH_SLOTS, SWARM_DIRECT_PIECES_MAX, SWARM_SILENCE_MAX,
+    ADMISSION_POLL, ADMISSION_TIMEOUT, FETCH_ATTEMPTS_MAX, FETCH_RETRY_DELAY, HOLDER_BYTES_PER_SECOND_MIN,
+    HOLDER_WATCH_PERIOD, HOLDERS_ASKED_MAX, SPARE_FETCH_SLOTS, SWARM_DIRECT_PIECES_MAX, SWARM_SILENCE_MAX,
 };
 use crate::links::LinkError;
 use crate::membership::Node;
@@ -167,15 +167,29 @@ impl Owner {
         };
         let holders = self.holders_of(version, number);
         let mut lost = None;
-        for holder in &holders {
-            let buffer = match slot.take() {
-                Some(slot) => slot,
-                None => self.take_fetch_slot(length).await?,
-            };
-            match self.fetch_from(holder, version, number, buffer).await {
-                Ok(arrived) => return Ok(arrived),
-                Err(error) => lost = Some(error),
+        // What the backend does not have is waited for when those who have it are busy sending other pieces.
+        let mut rounds_left =
+            if version.is_clean() { 1 } else { ADMISSION_TIMEOUT.as_millis() / ADMISSION_POLL.as_millis() };
+        while rounds_left > 0 {
+            rounds_left -= 1;
+            let mut is_busy = false;
+            for holder in &holders {
+                let buffer = match slot.take() {
+                    Some(slot) => slot,
+                    None => self.take_fetch_slot(length).await?,
+                };
+                match self.fetch_from(holder, version, number, buffer).await {
+                    Ok(arrived) => return Ok(arrived),
+                    Err(error) => {
+                        is_busy |= matches!(error, ObjectError::Busy { .. });
+                        lost = Some(error);
+                    }
+                }
             }
+            if !is_busy || rounds_left == 0 {
+                break;
+            }
+            sleep(ADMISSION_POLL).await;
         }
         if version.is_clean() {
             return match by_peer {
@@ -223,6 +237,9 @@ impl Owner {
                 if matches!(reply.code, ErrorCode::NotFound | ErrorCode::VersionChanged) {
                     // It had all of it once. Others may still have it.
                     version.holders.borrow_mut().forget(&node.id);
+                }
+                if reply.code == ErrorCode::Busy {
+                    return Err(busy("a peer that holds the piece sends others"));
                 }
                 reply.to_string()
             }
@@ -330,7 +347,7 @@ impl Owner {
         match (stored, task.as_ref().filter(|task| task.is_current(version))) {
             (Ok(reservation), Some(task)) => {
                 let piece = StoredPiece { length, crc32, lease: reservation.keep() };
-                self.eviction.borrow_mut().insert(version.task, piece.lease.length_bytes());
+                self.eviction.borrow_mut().grow(version.task, piece.lease.length_bytes());
                 if let Some(hold) = version.dirty.borrow().as_ref() {
                     hold.grow(u64::from(length));
                 }
@@ -375,6 +392,9 @@ impl Owner {
             return Err(ObjectError::Internal(format!("piece {number} is damaged on disk and not in the backend yet")));
         }
         if version.take_stored(number).is_some() {
+            if self.known(task).is_some_and(|task| task.is_current(&version)) {
+                self.eviction.borrow_mut().insert(*task, version.disk_bytes());
+            }
             self.lost_piece(&version, number);
             // Its blocks stay taken until the next start: they may be bad.
             let change = Change::RemovePieces { task: *task, generation, pieces: PieceSet::Numbers(vec![number]) };

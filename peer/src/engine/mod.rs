@@ -58,7 +58,7 @@ pub use context::{Context, DirtyBudget, ScrubPlan};
 pub use error::ObjectError;
 pub use list::PendingList;
 pub use reader::{Chunk, PeerPiece, PieceStream, Reader};
-pub use start::{Inventory, ShardInventory};
+pub use start::{Inventory, ShardInventory, TaskInventory};
 pub use upload::Upload;
 
 use std::rc::Rc;
@@ -77,6 +77,7 @@ use crate::membership::{Members, Node, NodeState};
 use crate::metrics::Metrics;
 use crate::rt::arena::{Arena, Slot};
 use crate::rt::mailbox::Sender;
+use crate::rt::shard::spawn_local;
 use crate::store::{PieceStore, Reservation};
 
 /// The use cases of one shard. Cloning gives another handle to the same one.
@@ -302,24 +303,21 @@ impl Engine {
         self.0.set_members(members);
     }
 
-    /// Makes lost copies anew, and tells homes again what only peers keep; never ends while there is a cluster.
-    pub async fn run_repair(&self) {
-        self.0.run_repair().await;
-    }
-
-    /// Reads what is on disk again now and then; never ends.
-    pub async fn run_scrub(&self) {
-        self.0.run_scrub().await;
-    }
-
     /// Serves a request that another shard sent here.
     pub fn answer(&self, call: TaskCall) {
         self.0.answer(call);
     }
 
-    /// Evicts, trims and reports now and then; never ends.
-    pub async fn run_housekeeping(&self) {
-        start::housekeeping(&self.0).await;
+    /// Starts what this shard does by itself: housekeeping, repair, write-back, the scrub. None of it ends.
+    pub fn start_work(&self) {
+        let owner = self.0.clone();
+        spawn_local(async move { start::housekeeping(&owner).await });
+        let owner = self.0.clone();
+        spawn_local(async move { owner.run_repair().await });
+        let owner = self.0.clone();
+        spawn_local(async move { owner.run_scrub().await });
+        let engine = self.clone();
+        spawn_local(async move { engine.run_writeback().await });
     }
 
     /// Writes dirty versions back; never ends.

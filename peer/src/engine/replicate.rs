@@ -7,6 +7,7 @@
 
 use std::rc::Rc;
 
+use dfstore_proto::error::ErrorCode;
 use dfstore_proto::message::{Duty, Fetch, Message, Publish, Recall, Standing as Verdict};
 use futures_util::StreamExt;
 
@@ -20,9 +21,10 @@ use crate::engine::request::{piece_count, piece_length};
 use crate::engine::task::Task;
 use crate::engine::version::Version;
 use crate::limits::{
-    ADMISSION_TIMEOUT, COPIES_AT_ONCE_MAX, COPY_WINDOW_PIECES, REPAIR_BYTES_PER_SECOND, REPAIR_PERIOD,
+    ADMISSION_POLL, ADMISSION_TIMEOUT, COPIES_AT_ONCE_MAX, COPY_WINDOW_PIECES, REPAIR_BYTES_PER_SECOND, REPAIR_PERIOD,
     REPAIR_TASKS_MAX, STORED_WAIT,
 };
+use crate::links::LinkError;
 use crate::membership::Node;
 use crate::placement;
 use crate::rt::arena::Holder;
@@ -196,14 +198,23 @@ impl Owner {
         number: u32,
     ) -> Result<(), ObjectError> {
         let Some(cluster) = &self.cluster else { return Err(ObjectError::Internal("there is no cluster".into())) };
-        let name = &asked.target.object;
         let record = &asked.version;
         let length = piece_length(record.meta.length, record.piece_bytes, number);
-        let slot = timeout(ADMISSION_TIMEOUT, self.context.arena.take(length as usize, Holder::Ingest)).await;
-        let slot = slot.map_err(|_| busy("all memory for uploads is in use"))?;
         let fetch = Fetch { task: asked.target.task(), generation: record.generation, number, local_only: true };
-        let piece = cluster.links.fetch(source, fetch, sized(slot, length), None).await;
-        let piece = piece.map_err(|error| ObjectError::from_peer(error, name))?;
+        let mut waits_left = ADMISSION_TIMEOUT.as_millis() / ADMISSION_POLL.as_millis();
+        let piece = loop {
+            let slot = timeout(ADMISSION_TIMEOUT, self.context.arena.take(length as usize, Holder::Ingest)).await;
+            let slot = slot.map_err(|_| busy("all memory for uploads is in use"))?;
+            match cluster.links.fetch(source, fetch.clone(), sized(slot, length), None).await {
+                Ok(piece) => break piece,
+                // It sends others just now, and nobody else has this one.
+                Err(LinkError::Refused(reply)) if reply.code == ErrorCode::Busy && waits_left > 0 => {
+                    waits_left -= 1;
+                    sleep(ADMISSION_POLL).await;
+                }
+                Err(error) => return Err(ObjectError::from_peer(error, &asked.target.object)),
+            }
+        };
         let crc32 = piece.head.crc32;
         let (slot, _, _) = arrived(piece.slot, crc32, source_of(source));
         self.admit(upload, number, length).await?;

@@ -8,6 +8,7 @@
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, HashMap};
 use std::rc::Rc;
+use std::sync::atomic::Ordering;
 
 use dfstore_proto::ids::TaskId;
 
@@ -25,7 +26,7 @@ use crate::engine::task::Task;
 use crate::engine::version::{StoredPiece, Version};
 use crate::engine::writeback::{Queue, Strays, new_record};
 use crate::limits::HOUSEKEEPING_PERIOD;
-use crate::metrics::{CacheSize, WriteBackState};
+use crate::metrics::{CacheSize, WorkHeld, WriteBackState};
 use crate::rt::permits::Permits;
 use crate::rt::time::sleep;
 use crate::store::evict::{Evictor, Watermarks};
@@ -225,6 +226,14 @@ impl Owner {
             tasks: tasks.len() as u64,
         });
         self.metrics.set_mailbox(self.context.shards[self.shard].len());
+        let paced = tasks.values().filter_map(|task| task.current()).map(|version| version.paced.out());
+        self.metrics.set_held(WorkHeld {
+            uploads: self.uploads.borrow().len() as u64,
+            retired_versions: self.retired.borrow().len() as u64,
+            permits: (self.copies.out() + paced.sum::<usize>()) as u64,
+        });
+        self.context.metrics.set_store_used(self.store.stats().used_bytes);
+        self.context.metrics.set_peer_uploads(self.context.uploads.load(Ordering::Relaxed));
         if self.store.is_poisoned() || self.context.catalog.is_failed() {
             self.context.metrics.set_poisoned();
             self.context.health.poison_store();

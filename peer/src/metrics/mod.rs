@@ -29,7 +29,7 @@ use crate::rt::time::unix_ms;
 pub use backend::{BackendOperation, BackendOutcome};
 pub use peers::{LinkGuard, PeerFailure};
 pub use requests::{Face, Operation, RequestTimer, STATUS_ABORTED};
-pub use shard::{CacheSize, ConnectionGuard, ShardMetrics, WriteBackState};
+pub use shard::{CacheSize, ConnectionGuard, ShardMetrics, WorkHeld, WriteBackState};
 
 use series::{DurationHistogram, Series};
 use shard::signed;
@@ -51,6 +51,7 @@ struct Inner {
     served_bytes: Series<Counter>,
     received_bytes: Series<Counter>,
     capacity_bytes: Gauge,
+    store_used_bytes: Gauge,
     oldest_dirty_seconds: Gauge,
     writeback_attempts: Series<Counter>,
     writeback_conflicts: Counter,
@@ -73,6 +74,8 @@ impl Metrics {
         let build = Info::new(vec![("version", env!("CARGO_PKG_VERSION"))]);
         registry.register("dfstore_build", "Which program this is", build);
         let capacity_bytes = gauge(&mut registry, "dfstore_cache_capacity_bytes", "Most bytes of pieces on disk");
+        let used = "Bytes of disk blocks that pieces take, those being written and those still read included";
+        let store_used_bytes = gauge(&mut registry, "dfstore_store_used_bytes", used);
         let oldest = "Age of the oldest acknowledged version that the backend does not have";
         let oldest_dirty_seconds = gauge(&mut registry, "dfstore_dirty_oldest_age_seconds", oldest);
         let arena_bytes = gauge(&mut registry, "dfstore_arena_bytes", "Bytes of the piece arena");
@@ -99,6 +102,7 @@ impl Metrics {
             served_bytes: Series::new(&mut registry, "dfstore_served_bytes", served, SOURCES),
             received_bytes: Series::new(&mut registry, "dfstore_received_bytes", received, Face::COUNT),
             capacity_bytes,
+            store_used_bytes,
             oldest_dirty_seconds,
             writeback_attempts: Series::new(&mut registry, "dfstore_writeback_attempts", attempts, 2),
             writeback_conflicts,
@@ -200,6 +204,11 @@ impl Metrics {
     /// The quota of the store.
     pub fn set_capacity(&self, bytes: u64) {
         self.0.capacity_bytes.set(signed(bytes));
+    }
+
+    /// Bytes of disk blocks that are taken now.
+    pub fn set_store_used(&self, bytes: u64) {
+        self.0.store_used_bytes.set(signed(bytes));
     }
 
     /// Reports the use of this arena from now on. The first one counts.

@@ -40,6 +40,7 @@ impl PeerFailure {
 /// Counters of the traffic between peers.
 pub(super) struct PeerMetrics {
     links: Gauge,
+    uploads: Gauge,
     fetched_bytes: Counter,
     sent_bytes: Counter,
     failures: Series<Counter>,
@@ -49,6 +50,7 @@ impl PeerMetrics {
     pub(super) fn new(registry: &mut Registry) -> PeerMetrics {
         PeerMetrics {
             links: gauge(registry, "dfstore_peer_links", "Connections to other peers that this one has opened"),
+            uploads: gauge(registry, "dfstore_peer_uploads", "Pieces that are being sent to other peers"),
             fetched_bytes: counter(registry, "dfstore_peer_fetched_bytes", "Bytes of pieces received from other peers"),
             sent_bytes: counter(registry, "dfstore_peer_sent_bytes", "Bytes of pieces sent to other peers"),
             failures: Series::new(
@@ -66,6 +68,11 @@ impl Metrics {
     pub fn peer_link(&self) -> LinkGuard {
         self.0.peers.links.inc();
         LinkGuard(self.clone())
+    }
+
+    /// So many pieces are being sent to other peers now.
+    pub fn set_peer_uploads(&self, uploads: u32) {
+        self.0.peers.uploads.set(uploads.into());
     }
 
     /// Bytes of pieces came from another peer.

@@ -34,6 +34,17 @@ pub struct WriteBackState {
     pub oldest_unix_ms: Option<u64>,
 }
 
+/// What work in progress holds of a shard now; nothing when it is at rest.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct WorkHeld {
+    /// Uploads that were begun and are neither committed nor given up.
+    pub uploads: u64,
+    /// Replaced versions that someone still reads.
+    pub retired_versions: u64,
+    /// Permits that are out.
+    pub permits: u64,
+}
+
 /// The series of one metric that has a member per shard.
 struct PerShard<'a> {
     registry: &'a mut Registry,
@@ -76,6 +87,9 @@ struct ShardCounters {
     scrubbed_pieces: Counter,
     scrubbed_bytes: Counter,
     mailbox_messages: Gauge,
+    uploads: Gauge,
+    retired_versions: Gauge,
+    permits: Gauge,
     pub(super) connections: [Gauge; Face::COUNT],
 }
 
@@ -111,6 +125,9 @@ pub(super) fn register(registry: &mut Registry, count: usize) -> Vec<ShardMetric
     let scrubbed_pieces = each.counters("dfstore_scrubbed_pieces", "Pieces that were read again to check them");
     let scrubbed_bytes = each.counters("dfstore_scrubbed_bytes", "Bytes that were read again to check them");
     let mailbox_messages = each.gauges("dfstore_mailbox_messages", "Messages that wait in the shard's mailbox");
+    let uploads = each.gauges("dfstore_uploads_open", "Uploads neither committed nor given up");
+    let retired_versions = each.gauges("dfstore_retired_versions", "Replaced versions that someone still reads");
+    let permits = each.gauges("dfstore_permits_out", "Permits to copy or to ask the backend that are out");
     (0..count)
         .map(|shard| {
             let connections = [Face::Http, Face::Native].map(|face| {
@@ -137,6 +154,9 @@ pub(super) fn register(registry: &mut Registry, count: usize) -> Vec<ShardMetric
                 scrubbed_pieces: scrubbed_pieces[shard].clone(),
                 scrubbed_bytes: scrubbed_bytes[shard].clone(),
                 mailbox_messages: mailbox_messages[shard].clone(),
+                uploads: uploads[shard].clone(),
+                retired_versions: retired_versions[shard].clone(),
+                permits: permits[shard].clone(),
                 connections,
             }))
         })
@@ -205,6 +225,13 @@ impl ShardMetrics {
     /// Messages in the shard's mailbox now.
     pub fn set_mailbox(&self, messages: usize) {
         self.0.mailbox_messages.set(i64::try_from(messages).unwrap_or(i64::MAX));
+    }
+
+    /// Work in progress holds this now.
+    pub fn set_held(&self, held: WorkHeld) {
+        self.0.uploads.set(signed(held.uploads));
+        self.0.retired_versions.set(signed(held.retired_versions));
+        self.0.permits.set(signed(held.permits));
     }
 
     /// A client connected; it counts as open until the guard is dropped.

@@ -19,6 +19,11 @@ struct Inner {
 pub struct Permit(Permits);
 
 impl Permits {
+    /// How many are out.
+    pub fn out(&self) -> usize {
+        self.0.out.get()
+    }
+
     /// Waits until fewer than `max` permits are out, and takes one. `max` is asked again each time one is given back, and
     /// is never 0.
     pub async fn acquire(&self, max: impl Fn() -> usize) -> Permit {
@@ -55,6 +60,7 @@ mod tests {
         let _second = permits.acquire(|| 2).now_or_never().expect("free");
         let mut third = Box::pin(permits.acquire(|| 2));
         assert!(third.as_mut().now_or_never().is_none());
+        assert_eq!(permits.out(), 2, "who waits has none");
         drop(first);
         assert!(third.now_or_never().is_some());
     }

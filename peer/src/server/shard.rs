@@ -126,14 +126,7 @@ pub async fn run_shard(setup: ShardSetup) {
         open: Cell::new(0),
         closed: Event::new(),
     });
-    let work = engine.clone();
-    spawn_local(async move { work.run_housekeeping().await });
-    let work = engine.clone();
-    spawn_local(async move { work.run_repair().await });
-    let work = engine.clone();
-    spawn_local(async move { work.run_writeback().await });
-    let work = engine.clone();
-    spawn_local(async move { work.run_scrub().await });
+    engine.start_work();
     for door in doors {
         let accepting = faces.clone();
         spawn_local(async move {

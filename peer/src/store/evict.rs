@@ -82,12 +82,23 @@ impl Evictor {
 
     /// Adds a task as the newest, or sets the weight of one that is there.
     pub fn insert(&mut self, task: TaskId, bytes: u64) {
+        self.set(task, |_| bytes);
+    }
+
+    /// Adds to the weight of a task, which becomes the newest if it is not there yet.
+    pub fn grow(&mut self, task: TaskId, bytes: u64) {
+        self.set(task, |before| before + bytes);
+    }
+
+    fn set(&mut self, task: TaskId, weight: impl Fn(u64) -> u64) {
         if let Some(place) = self.places.get(&task) {
             let node = &mut self.nodes[*place as usize];
+            let bytes = weight(node.bytes);
             self.bytes = self.bytes - node.bytes + bytes;
             node.bytes = bytes;
             return;
         }
+        let bytes = weight(0);
         let node = Node { task, bytes, visited: false, newer: NONE, older: self.newest.unwrap_or(NONE) };
         let place = match self.vacant.pop() {
             Some(place) => {
@@ -171,6 +182,18 @@ mod tests {
         let mut bytes = [0; 32];
         bytes[..4].copy_from_slice(&number.to_be_bytes());
         TaskId::from_bytes(bytes)
+    }
+
+    #[test]
+    fn a_task_weighs_what_all_its_pieces_weigh() {
+        let mut evictor = Evictor::default();
+        evictor.grow(task(1), 10);
+        evictor.insert(task(2), 1);
+        evictor.grow(task(1), 5);
+        assert_eq!(evictor.bytes(), 16);
+        assert_eq!(evictor.victims(12, |_| true), [task(1)]);
+        evictor.remove(&task(1));
+        assert_eq!(evictor.bytes(), 1);
     }
 
     /// Runs a trace of reads through a cache of `capacity` tasks of one byte; returns the hits.

@@ -200,6 +200,12 @@ impl Cluster {
         self.at_once(nodes, |node| node.read(key, payload))
     }
 
+    /// Where connections may lead that nodes keep while nobody asks for anything: the backend first, then each other.
+    pub fn own_addresses(&self) -> Result<Vec<SocketAddr>> {
+        let nodes = self.nodes.iter().flat_map(|node| [Some(node.peer_address()), node.manager()]);
+        Ok([self.faulty()?.address()].into_iter().chain(nodes.flatten()).collect())
+    }
+
     /// The address of the manager of a seed.
     pub fn manager(&self, index: usize) -> Result<SocketAddr> {
         self.nodes[index].manager().with_context(|| format!("node {index} is no manager"))

@@ -7,7 +7,7 @@
 
 mod body;
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
@@ -173,6 +173,7 @@ pub struct Seen {
 /// The running server.
 pub struct FaultyBackend {
     served: Served,
+    untroubled: Served,
     state: Arc<State>,
     _folder: TempDir,
 }
@@ -213,13 +214,29 @@ impl FaultyBackend {
             released: watch::Sender::new(false),
             counts: Arc::default(),
         });
+        let untroubled = state.service.clone().serve()?;
         let served = Served::start_on(listen, |_| Ok(state.clone()))?;
-        Ok(FaultyBackend { served, state, _folder: folder })
+        Ok(FaultyBackend { served, untroubled, state, _folder: folder })
+    }
+
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        self.served.address()
     }
 
     /// Where it listens, and the keys.
     pub fn endpoint(&self) -> S3Endpoint {
         s3s_server::endpoint(format!("http://{}", self.served.address()))
+    }
+
+    /// The same objects, where no rule holds and nothing is counted: for what others do behind the peers' back.
+    pub fn untroubled_endpoint(&self) -> S3Endpoint {
+        s3s_server::endpoint(format!("http://{}", self.untroubled.address()))
+    }
+
+    /// A new bucket, made without a request.
+    pub fn make_bucket_folder(&self, name: &str) -> Result<()> {
+        Ok(std::fs::create_dir(self.state.service.bucket_folder(name))?)
     }
 
     /// A new bucket.
@@ -244,6 +261,14 @@ impl FaultyBackend {
     pub fn set_rules(&self, rules: impl IntoIterator<Item = Rule>) {
         self.state.released.send_replace(false);
         *lock(&self.state.rules) = rules.into_iter().collect();
+    }
+
+    /// As [`set_rules`](Self::set_rules), for the paths below this prefix only: other rules stay. The new ones must be
+    /// about such paths.
+    pub fn set_rules_at(&self, path_prefix: &str, new: impl IntoIterator<Item = Rule>) {
+        let mut rules = lock(&self.state.rules);
+        rules.retain(|rule| !rule.path_prefix.starts_with(path_prefix));
+        rules.extend(new);
     }
 
     /// Lets go what [`Fault::Hold`] holds, now and later, until the rules change.

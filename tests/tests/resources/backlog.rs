@@ -4,13 +4,14 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use dfstore_proto::ids::{ObjectName, TaskId};
+use dfstore_tests::choices::is_long_run;
 use dfstore_tests::data::Payload;
 use dfstore_tests::data_folder::Zeros;
 use dfstore_tests::dirs;
 use dfstore_tests::eventually;
 use dfstore_tests::faulty_backend::{Fault, FaultyBackend, Rule, Seen};
 use dfstore_tests::peer::{Peer, PeerSpec};
-use dfstore_tests::scene::{ASYNC, BUCKET, EPHEMERAL, PATIENCE, Scene, expect, is_long_run};
+use dfstore_tests::scene::{ASYNC, BUCKET, EPHEMERAL, PATIENCE, Scene, expect};
 use http::Method;
 
 const BACKLOG: Zeros = Zeros { bucket: BUCKET, objects: 100_000, pieces: 1, dirty: true };

@@ -6,11 +6,12 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use dfstore_proto::message::Scope;
 use dfstore_tests::cgroup::Cgroup;
+use dfstore_tests::choices::is_long_run;
 use dfstore_tests::data::Payload;
 use dfstore_tests::eventually;
 use dfstore_tests::http::Connection;
 use dfstore_tests::native::{NativeClient, target};
-use dfstore_tests::scene::{ASYNC, BUCKET, Scene, expect, is_long_run};
+use dfstore_tests::scene::{ASYNC, BUCKET, Scene, expect};
 
 /// What the machine gives; the peer's budget is half of it.
 const LIMIT_BYTES: u64 = 256 << 20;

@@ -91,7 +91,7 @@ impl Checker {
         self.lay_out(image).map_err(|error| format!("the image cannot be laid out: {error}"))?;
         let seed = self.open_store(&loaded)?;
         let inventory = Inventory::new(loaded, &seed, 1);
-        let tasks: HashMap<_, _> = inventory.shards[0].iter().map(|found| (found.task, found)).collect();
+        let tasks: HashMap<_, _> = inventory.shards[0].tasks.iter().map(|found| (found.task, found)).collect();
         for (key, (certain, begun)) in &expected.keys {
             let found = tasks.get(&target(key).task).copied();
             let content = |act: &Act| act.content().flatten().map(|(bytes, crc32)| (bytes.to_vec(), crc32));

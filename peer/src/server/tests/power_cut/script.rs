@@ -15,7 +15,7 @@ use super::disk::Dice;
 use crate::catalog::{Change, Durability};
 use crate::config::{Config, Overrides};
 use crate::engine::request::{CommitRequest, PutRequest, Target};
-use crate::engine::{Context, DirtyBudget, Engine, Inventory};
+use crate::engine::{Context, DirtyBudget, Engine, Inventory, ScrubPlan};
 use crate::limits::{PIECE_BYTES, SHARD_MAILBOX};
 use crate::metrics::Metrics;
 use crate::rt::arena::Arena;
@@ -148,6 +148,8 @@ pub fn perform(folder: &Path, bucket: SocketAddr, script: &[Vec<Act>], first: us
         metrics,
         health,
         freshness: config.freshness.clone(),
+        conflict: config.conflict.clone(),
+        scrub: ScrubPlan::of(&config.store, 1),
         dirty: DirtyBudget::new(config.store.dirty_limit_bytes),
         shards: vec![sender],
         repair_after: Duration::MAX,

@@ -1,0 +1,171 @@
+//! Leak census: what a process holds when it is at rest must be what it held when it had just started.
+//!
+//! Counted from outside: open descriptors by kind (`/proc/PID/fd`, sockets by where they lead), and the gauges of work in
+//! progress. Allowed are the piece files, each opened once, connections to the backend that are kept for the next
+//! request, and links of the cluster. A client's connection, a buffer, a lease, a permit, an upload or a message that
+//! stays is an error that names it. Waits for a while: a shard reports once a second.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fs;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+
+use anyhow::{Context, Result, bail, ensure};
+
+use crate::eventually;
+use crate::peer::Peer;
+use crate::scene::PATIENCE;
+
+/// Connections to the backend that a peer may keep.
+const BACKEND_CONNECTIONS_MAX: usize = 64;
+/// Gauges that are zero at rest.
+const ZERO_AT_REST: [&str; 9] = [
+    "dfstore_requests_in_flight",
+    "dfstore_backend_requests_in_flight",
+    "dfstore_arena_held_bytes",
+    "dfstore_mailbox_messages",
+    "dfstore_uploads_open",
+    "dfstore_retired_versions",
+    "dfstore_permits_out",
+    "dfstore_peer_uploads",
+    "dfstore_store_poisoned",
+];
+
+/// What was open at the start.
+#[derive(Clone, Debug)]
+pub struct Census {
+    /// Number of descriptors by kind; no piece files, no connections.
+    fixed: BTreeMap<String, usize>,
+    pid: u32,
+}
+
+/// Descriptors of a process.
+#[derive(Debug, Default)]
+struct Open {
+    fixed: BTreeMap<String, usize>,
+    piece_files: BTreeMap<String, usize>,
+    connections: Vec<(SocketAddr, SocketAddr)>,
+}
+
+impl Census {
+    /// Notes what a peer has open. To be called when it has started and nobody has asked for an object.
+    pub fn take(peer: &mut Peer) -> Result<Census> {
+        let pid = peer.process().pid();
+        Ok(Census { fixed: open(pid)?.fixed, pid })
+    }
+
+    /// Waits until nothing but what may stay is left. `own` are addresses of the backend and of the cluster.
+    pub fn check(&self, peer: &Peer, own: &[SocketAddr]) -> Result<()> {
+        let mut last = None;
+        let rests = eventually("all that was taken is given back", PATIENCE, || {
+            self.look(peer, own).map_err(|error| last = Some(error)).ok()
+        });
+        match (rests, last) {
+            (Err(late), Some(error)) => Err(error.context(late)),
+            (rests, _) => rests,
+        }
+    }
+
+    /// Whether that is so now; an error names what is not given back.
+    pub fn look(&self, peer: &Peer, own: &[SocketAddr]) -> Result<()> {
+        let samples = peer.metrics()?;
+        for name in ZERO_AT_REST {
+            ensure!(samples.has(name) || name == "dfstore_requests_in_flight", "no {name}");
+            ensure!(samples.sum(name, &[]) == 0.0, "{name} is {}", samples.sum(name, &[]));
+        }
+        // Links of other peers count as native connections; without a cluster there are none.
+        let face: &[(&str, &str)] = if own.len() > 1 { &[("face", "http")] } else { &[] };
+        let clients = samples.sum("dfstore_connections", face);
+        ensure!(clients == 0.0, "{clients} connections of clients are open");
+        let (used, cached) = (samples.sum("dfstore_store_used_bytes", &[]), samples.sum("dfstore_cache_bytes", &[]));
+        ensure!(used == cached, "{used} bytes of blocks are in use for {cached} bytes of pieces");
+        let now = open(self.pid)?;
+        ensure!(now.fixed == self.fixed, "open are {:?}, at the start {:?}", now.fixed, self.fixed);
+        let files = peer.piece_files()?.len();
+        ensure!(now.piece_files.len() <= files, "{} piece files of {files} are open", now.piece_files.len());
+        let most = now.piece_files.values().max().copied().unwrap_or_default();
+        ensure!(most <= PIECE_FILE_DESCRIPTORS, "piece files are open too often: {:?}", now.piece_files);
+        let strangers: Vec<_> = now.connections.iter().filter(|(here, there)| is_strange(*here, *there, own)).collect();
+        ensure!(strangers.is_empty(), "connections stay open: {strangers:?}");
+        let kept = now.connections.iter().filter(|(_, there)| own.first() == Some(there)).count();
+        ensure!(kept <= BACKEND_CONNECTIONS_MAX, "{kept} connections to the backend");
+        Ok(())
+    }
+}
+
+/// The store opens a piece file once, the background executor once more.
+const PIECE_FILE_DESCRIPTORS: usize = 2;
+
+fn is_strange(here: SocketAddr, there: SocketAddr, own: &[SocketAddr]) -> bool {
+    !own.contains(&there) && !own.get(1..).unwrap_or_default().contains(&here)
+}
+
+fn open(pid: u32) -> Result<Open> {
+    let sockets = sockets(pid)?;
+    let folder = format!("/proc/{pid}/fd");
+    let mut open = Open::default();
+    for entry in fs::read_dir(&folder).with_context(|| format!("reading {folder}"))? {
+        // What was closed meanwhile does not count.
+        let Ok(target) = fs::read_link(entry?.path()) else { continue };
+        let target = target.to_string_lossy().into_owned();
+        if target.contains("/pieces-") {
+            *open.piece_files.entry(target).or_default() += 1;
+            continue;
+        }
+        let inode = target.strip_prefix("socket:[").and_then(|rest| rest.trim_end_matches(']').parse().ok());
+        match inode.map(|inode: u64| sockets.get(&inode)) {
+            Some(Some(ends)) => open.connections.push(*ends),
+            Some(None) => *open.fixed.entry("socket that listens".to_owned()).or_default() += 1,
+            None => *open.fixed.entry(without_number(&target)).or_default() += 1,
+        }
+    }
+    Ok(open)
+}
+
+/// `pipe:[4711]` and the like are one kind each.
+fn without_number(target: &str) -> String {
+    target.split(":[").next().unwrap_or_default().to_owned()
+}
+
+/// The two ends of each TCP connection that the process can see, by inode; of IPv4 only, as the kit uses it.
+fn sockets(pid: u32) -> Result<HashMap<u64, (SocketAddr, SocketAddr)>> {
+    let path = format!("/proc/{pid}/net/tcp");
+    let text = fs::read_to_string(&path).with_context(|| format!("reading {path}"))?;
+    let mut found = HashMap::new();
+    for line in text.lines().skip(1) {
+        let fields: Vec<&str> = line.split_whitespace().collect();
+        let [_, local, remote, state, ..] = fields[..] else { bail!("a line of {path}: {line}") };
+        let inode = fields.get(9).and_then(|inode| inode.parse().ok()).context("an inode")?;
+        // 0A is LISTEN.
+        if state != "0A" {
+            found.insert(inode, (end(local)?, end(remote)?));
+        }
+    }
+    Ok(found)
+}
+
+/// `0100007F:1F90` is 127.0.0.1:8080: the address as the machine keeps a number.
+fn end(text: &str) -> Result<SocketAddr> {
+    let (address, port) = text.split_once(':').context("an address and a port")?;
+    let address = u32::from_str_radix(address, 16)?;
+    Ok(SocketAddr::new(IpAddr::V4(Ipv4Addr::from(address.to_ne_bytes())), u16::from_str_radix(port, 16)?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::net::{TcpListener, TcpStream};
+
+    #[test]
+    fn sees_its_own_connection_and_that_it_is_gone() {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let address = listener.local_addr().expect("bound");
+        let client = TcpStream::connect(address).expect("connected");
+        let leads_there = || {
+            let now = open(std::process::id()).expect("this process can be read");
+            now.connections.iter().any(|(_, there)| *there == address)
+        };
+        assert!(leads_there());
+        drop(client);
+        assert!(!leads_there());
+    }
+}
