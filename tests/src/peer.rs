@@ -3,8 +3,9 @@
 //! The peer listens on ports the system chooses and names them in its log (`listening on ADDRESS`, and `metrics on
 //! URL` for the admin listener; in a cluster also `peers on`, `manager on` and `gossip on`). Killed when dropped; its data folder goes with it unless the test brought one.
 
-use std::fs;
+use std::fs::{self, File};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
 use std::time::Duration;
@@ -15,6 +16,7 @@ use tempfile::TempDir;
 use crate::binaries::binary;
 use crate::bucket::{Bucket, S3Endpoint};
 use crate::cli::{self, Output};
+use crate::data::Payload;
 use crate::dirs;
 use crate::http::{self, Response};
 use crate::process::{Process, leashed_in, watch_over_this_program};
@@ -38,6 +40,8 @@ pub struct PeerSpec {
     pub capacity: String,
     /// `memory.budget`. Small by default: tests run several peers at once.
     pub memory_budget: String,
+    /// Further keys of the section `storage`, such as `scrubRate: 1GiB`.
+    pub storage: String,
     /// `shards`.
     pub shards: String,
     /// Further lines of the configuration file, at the top level.
@@ -65,6 +69,7 @@ impl PeerSpec {
             data_path: None,
             capacity: "4GiB".to_owned(),
             memory_budget: "128MiB".to_owned(),
+            storage: String::new(),
             shards: "2".to_owned(),
             extra: String::new(),
             object_storage: String::new(),
@@ -78,7 +83,7 @@ impl PeerSpec {
 
     /// The configuration file of a peer that keeps its data in this folder.
     pub fn yaml(&self, data_path: &Path) -> String {
-        let PeerSpec { provider, capacity, memory_budget, shards, extra, object_storage, listen, .. } = self;
+        let PeerSpec { provider, capacity, storage, memory_budget, shards, extra, object_storage, listen, .. } = self;
         let backend = self.backend.as_ref().map_or(String::new(), |S3Endpoint { url, access_key, secret_key }| {
             format!(
                 "name: {provider}\n  region: us-east-1\n  endpoint: {url}\n  \
@@ -88,7 +93,7 @@ impl PeerSpec {
         format!(
             "objectStorage:\n  enable: true\n  {backend}tcpListen: {{ listen: {listen}, port: {} }}\n\
              \x20 {object_storage}\n\
-             storage: {{ dataPath: {path:?}, capacity: {capacity} }}\n\
+             storage: {{ dataPath: {path:?}, capacity: {capacity}, {storage} }}\n\
              memory: {{ budget: {memory_budget} }}\n\
              metrics: {{ listen: \"{}\" }}\n\
              shards: {shards}\n{extra}\n",
@@ -220,6 +225,23 @@ impl Peer {
         }
         files.sort();
         Ok(files)
+    }
+
+    /// Flips one bit of what the disk holds of this payload at this offset.
+    pub fn flip_on_disk(&self, payload: Payload, offset: u64) -> Result<()> {
+        let block_start = offset / 4096 * 4096;
+        let block = payload.range(block_start..(block_start + 4096).min(payload.length));
+        for (path, _) in self.piece_files()? {
+            let bytes = fs::read(&path)?;
+            let place = bytes.chunks(4096).position(|found| found.starts_with(&block));
+            if let Some(place) = place {
+                let at = place as u64 * 4096 + (offset - block_start);
+                let file = File::options().write(true).open(&path)?;
+                file.write_all_at(&[bytes[usize::try_from(at)?] ^ 0x10], at)?;
+                return file.sync_all().map_err(Into::into);
+            }
+        }
+        anyhow::bail!("no piece file holds {payload:?} at {offset}")
     }
 
     /// One HTTP request on a connection of its own.

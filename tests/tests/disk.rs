@@ -16,23 +16,6 @@ use http::Method;
 const PIECE: u64 = 4 << 20;
 const TWO_PIECES: u64 = PIECE + 12_345;
 
-/// Flips one bit of what the disk holds of this payload at this offset.
-fn flip(scene: &Scene, payload: Payload, offset: u64) -> Result<()> {
-    let block_start = offset / 4096 * 4096;
-    let block = payload.range(block_start..(block_start + 4096).min(payload.length));
-    for (path, _) in scene.peer.piece_files()? {
-        let bytes = fs::read(&path)?;
-        let place = bytes.chunks(4096).position(|found| found.starts_with(&block));
-        if let Some(place) = place {
-            let at = place as u64 * 4096 + (offset - block_start);
-            let file = OpenOptions::new().write(true).open(&path)?;
-            file.write_all_at(&[bytes[usize::try_from(at)?] ^ 0x10], at)?;
-            return file.sync_all().map_err(Into::into);
-        }
-    }
-    anyhow::bail!("no piece file holds {payload:?} at {offset}")
-}
-
 fn crc_failures(scene: &Scene) -> Result<f64> {
     Ok(scene.peer.metrics()?.sum("dfstore_crc_failures_total", &[]))
 }
@@ -43,7 +26,7 @@ fn a_flipped_byte_of_a_clean_object_is_replaced_from_the_bucket() -> Result<()> 
     let payload = Payload::new(1, TWO_PIECES);
     scene.put("clean", SYNC, payload)?;
     scene.backend.forget();
-    flip(&scene, payload, PIECE + 100)?;
+    scene.peer.flip_on_disk(payload, PIECE + 100)?;
     scene.read("clean", payload)?;
     assert_eq!(crc_failures(&scene)?, 1.0);
     assert_eq!(scene.backend.bytes_sent(), TWO_PIECES - PIECE, "the damaged piece only");
@@ -60,7 +43,7 @@ fn a_flipped_byte_of_a_dirty_object_is_an_error_and_never_reaches_anyone() -> Re
     scene.backend.set_rules([Rule::on(Method::PUT, Fault::internal_error())]);
     for (key, mode, payload) in [("dirty", ASYNC, dirty), ("ephemeral", EPHEMERAL, ephemeral)] {
         scene.put(key, mode, payload)?;
-        flip(&scene, payload, 70_000)?;
+        scene.peer.flip_on_disk(payload, 70_000)?;
         expect(&scene.get(key)?, 500);
         let second = format!("bytes={PIECE}-{}", PIECE + 9);
         expect(&scene.ask("GET", key, &[("Range", &second)])?, 206);
