@@ -32,13 +32,13 @@ const START_MS: u64 = 150;
 #[test]
 fn kill_9_during_writes_loses_nothing_acknowledged_and_leaves_nothing_half() -> Result<()> {
     let seed = seed("kill_9_during_writes");
-    kill_side_by_side(Choices::new(seed), rounds(25, 500), false)
+    kill_side_by_side(Choices::new(seed), rounds(20, 500), false)
 }
 
 #[test]
 fn kill_9_during_write_back_leaves_the_bucket_as_it_was_acknowledged() -> Result<()> {
     let seed = seed("kill_9_during_write_back");
-    kill_side_by_side(Choices::new(seed), rounds(25, 500), true)
+    kill_side_by_side(Choices::new(seed), rounds(20, 500), true)
 }
 
 fn kill_side_by_side(choices: Choices, rounds: u64, bucket_writes: bool) -> Result<()> {
