@@ -1,7 +1,5 @@
 //! What the disk may do to us: give back other bytes, fill up. And what we promise about it: the quota.
 
-use std::fs::{self, OpenOptions};
-use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::thread;
 

@@ -46,7 +46,10 @@ impl Database {
     /// Opens or creates the file in `dir` and reads everything.
     pub fn open(dir: &Path, cache_bytes: usize) -> Result<(Database, Loaded), CatalogError> {
         let path = dir.join(CATALOG_FILE);
-        if !path.exists() {
+        if path.exists() {
+            let forgotten = file::forget_cached(&path);
+            forgotten.map_err(|error| CatalogError::Open { path: path.clone(), reason: error.to_string() })?;
+        } else {
             Database::create(dir, &path, cache_bytes)?;
         }
         Database::open_file(path, cache_bytes)

@@ -303,6 +303,11 @@ impl Engine {
         self.0.set_members(members);
     }
 
+    /// Gives up what this shard does by itself; it ends.
+    pub async fn end_work(&self) {
+        writeback::end(&self.0).await;
+    }
+
     /// Serves a request that another shard sent here.
     pub fn answer(&self, call: TaskCall) {
         self.0.answer(call);

@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::rc::Rc;
 
 use dfstore_proto::ids::{ObjectName, TaskId};
+use event_listener::Event;
 
 use crate::catalog::TaskState;
 use crate::engine::call::{PendingEntry, TaskCall};
@@ -56,6 +57,8 @@ pub struct Owner {
     pub queue: Queue,
     /// Multipart uploads that the backend may know.
     pub strays: Strays,
+    /// Told when this shard ends.
+    pub ending: Event,
     /// Reads what is on disk again.
     pub scrubber: Scrubber,
     /// The other peers, if there are any.

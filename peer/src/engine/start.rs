@@ -11,6 +11,7 @@ use std::rc::Rc;
 use std::sync::atomic::Ordering;
 
 use dfstore_proto::ids::TaskId;
+use event_listener::Event;
 
 use crate::catalog::{
     Change, Loaded, PartRecord, PieceKey, PieceRecord, PieceSet, TaskRecord, TaskState, UploadRecord, WriteBackKind,
@@ -147,6 +148,7 @@ impl Engine {
             eviction: RefCell::new(Evictor::default()),
             queue: Queue::default(),
             strays: Strays::default(),
+            ending: Event::new(),
             scrubber: Scrubber::default(),
             cluster,
             graves: RefCell::default(),

@@ -45,6 +45,14 @@ pub fn open_direct(path: &Path, create_new: bool) -> io::Result<File> {
     Ok(file)
 }
 
+/// Has what the kernel remembers of a file written or forgotten, so that the next reads come from the disk. After a sync
+/// that failed, an earlier run may have left pages in memory that never reached it.
+pub fn forget_cached(path: &Path) -> io::Result<()> {
+    let file = File::options().read(true).write(true).open(path)?;
+    file.sync_all()?;
+    rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed).map_err(io::Error::from)
+}
+
 /// Gives a fresh file its full size on disk. `ENOSPC` here is how a full disk shows itself.
 pub fn preallocate(file: &File, bytes: u64) -> io::Result<()> {
     rustix::fs::fallocate(file, rustix::fs::FallocateFlags::empty(), 0, bytes)?;

@@ -135,6 +135,7 @@ pub async fn run_shard(setup: ShardSetup) {
         });
     }
     answer_mailbox(shard, &mailbox, &faces, stop_sender, drained).await;
+    engine.end_work().await;
     if let Some(links) = links {
         links.close();
     }

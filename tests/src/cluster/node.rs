@@ -90,6 +90,7 @@ impl Node {
             provider: "s3".to_owned(),
             data_path: options.data_path.clone(),
             capacity: options.capacity.clone(),
+            storage: "scrubRate: 1GiB".to_owned(),
             memory_budget: options.memory_budget.clone(),
             shards: options.shards.clone(),
             extra: cluster_lines(role, options, wiring, ports, proxy.map(|proxy| proxy.address().port())),

@@ -21,11 +21,13 @@ mod steer;
 mod strays;
 mod table;
 
+use std::pin::pin;
 use std::rc::Rc;
 use std::time::Duration;
 
 use dfstore_proto::message::{Standing as Verdict, VersionState};
 use dfstore_proto::object::ObjectMeta;
+use futures_util::future::select;
 
 pub use attempt::End;
 pub use queue::{Entry, Queue};
@@ -39,7 +41,7 @@ use crate::engine::task::Task;
 use crate::engine::version::Version;
 use crate::limits::{OLD_READERS_WAIT, WRITEBACK_RETRY_DELAY, WRITEBACK_RETRY_DELAY_MAX};
 use crate::rt::shard::spawn_local;
-use crate::rt::time::{milliseconds, unix_ms};
+use crate::rt::time::{milliseconds, sleep, unix_ms};
 
 /// A fresh queue entry. `replaced_etag`: what the backend has, as far as is known.
 pub fn new_record(kind: WriteBackKind, generation: u64, replaced_etag: String) -> WriteBackRecord {
@@ -60,11 +62,19 @@ pub fn new_record(kind: WriteBackKind, generation: u64, replaced_etag: String) -
 pub async fn run(owner: Rc<Owner>) {
     loop {
         while let Some(entry) = owner.queue.start_next(unix_ms()) {
-            let owner = owner.clone();
-            spawn_local(async move { owner.attempt(entry).await });
+            let (owner, ended) = (owner.clone(), owner.ending.listen());
+            spawn_local(async move { drop(select(pin!(owner.attempt(entry)), ended).await) });
         }
         owner.queue.changed().await;
     }
+}
+
+/// Gives up what is being attempted: the shard ends. Tasks that wait for each other's locks must not outlive it, or the
+/// threads that answer them would drop them, one inside the other.
+pub async fn end(owner: &Owner) {
+    owner.ending.notify(usize::MAX);
+    // Those that were woken come first.
+    sleep(Duration::from_millis(1)).await;
 }
 
 impl Owner {
@@ -226,8 +236,16 @@ impl Owner {
 
     /// Keeps an entry's state for after a restart. Losing it costs a repeated attempt, so nobody waits for the disk.
     async fn save_entry(&self, entry: &Entry, record: WriteBackRecord) {
+        self.save(entry, vec![Change::PutWriteBack { task: entry.task.target.task, record }]).await;
+    }
+
+    /// Keeps what belongs to an entry, unless something newer has taken its place: that must not come before this.
+    async fn save(&self, entry: &Entry, changes: Vec<Change>) {
+        let commit = entry.task.commit_lock.lock().await;
         if self.queue.holds(entry) {
-            self.commit_lazily(vec![Change::PutWriteBack { task: entry.task.target.task, record }]).await;
+            let rest = self.give_to_catalog(changes).await;
+            drop(commit);
+            rest.await;
         }
     }
 }

@@ -165,10 +165,7 @@ impl Owner {
         if let Some(entry) = entry {
             let record = PartRecord { etag: part.etag.clone(), crc32 };
             entry.parts.borrow_mut().insert(number, record.clone());
-            if self.queue.holds(entry) {
-                let change = Change::PutPart { task: entry.task.target.task, number, record };
-                self.commit_lazily(vec![change]).await;
-            }
+            self.save(entry, vec![Change::PutPart { task: entry.task.target.task, number, record }]).await;
         }
         Ok(UploadedPart { crc32: Some(crc32), ..part })
     }
@@ -198,10 +195,8 @@ impl Owner {
             entry.record.borrow_mut().upload = Some(started);
             entry.parts.borrow_mut().clear();
             let record = entry.record.borrow().clone();
-            if self.queue.holds(entry) {
-                let task = entry.task.target.task;
-                self.commit_lazily(vec![Change::RemoveParts { task }, Change::PutWriteBack { task, record }]).await;
-            }
+            let task = entry.task.target.task;
+            self.save(entry, vec![Change::RemoveParts { task }, Change::PutWriteBack { task, record }]).await;
         }
         Ok((begun, BTreeMap::new()))
     }

@@ -5,7 +5,7 @@ use std::rc::Rc;
 use dfstore_proto::ids::ObjectName;
 use dfstore_proto::message::{self, Message, SteerOrder};
 
-use crate::catalog::{Change, WriteBackKind};
+use crate::catalog::WriteBackKind;
 use crate::engine::error::ObjectError;
 use crate::engine::fetch::busy;
 use crate::engine::owner::Owner;
@@ -103,7 +103,7 @@ impl Owner {
         entry.forced.set(force || entry.forced.get());
         self.queue.revive(&entry);
         let record = entry.record.borrow().clone();
-        self.commit_lazily(vec![Change::PutWriteBack { task: task.target.task, record }]).await;
+        self.save_entry(&entry, record).await;
         Ok(())
     }
 
