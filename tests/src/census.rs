@@ -50,7 +50,10 @@ impl Census {
     /// Notes what a peer has open. To be called when it has started and nobody has asked for an object.
     pub fn take(peer: &mut Peer) -> Result<Census> {
         let pid = peer.process().pid();
-        Ok(Census { fixed: open(pid)?.fixed, pid })
+        let mut fixed = open(pid)?.fixed;
+        // One that is about to be connected, or has just been closed.
+        fixed.remove(LOOSE_SOCKET);
+        Ok(Census { fixed, pid })
     }
 
     /// Waits until nothing but what may stay is left. `own` are addresses of the backend and of the cluster.
@@ -79,7 +82,10 @@ impl Census {
         let (used, cached) = (samples.sum("dfstore_store_used_bytes", &[]), samples.sum("dfstore_cache_bytes", &[]));
         ensure!(used == cached, "{used} bytes of blocks are in use for {cached} bytes of pieces");
         let now = open(self.pid)?;
-        ensure!(now.fixed == self.fixed, "open are {:?}, at the start {:?}", now.fixed, self.fixed);
+        let kinds = now.fixed.keys().chain(self.fixed.keys());
+        let other = kinds.filter(|kind| now.fixed.get(*kind) != self.fixed.get(*kind));
+        let other: BTreeMap<_, _> = other.map(|kind| (kind, (self.fixed.get(kind), now.fixed.get(kind)))).collect();
+        ensure!(other.is_empty(), "descriptors at the start and now: {other:?}");
         let files = peer.piece_files()?.len();
         ensure!(now.piece_files.len() <= files, "{} piece files of {files} are open", now.piece_files.len());
         let most = now.piece_files.values().max().copied().unwrap_or_default();
@@ -99,24 +105,44 @@ fn is_strange(here: SocketAddr, there: SocketAddr, own: &[SocketAddr]) -> bool {
     !own.contains(&there) && !own.get(1..).unwrap_or_default().contains(&here)
 }
 
+/// A socket that leads nowhere.
+const LOOSE_SOCKET: &str = "socket without a place";
+
+/// What a socket is for.
+#[derive(Clone, Copy)]
+enum Socket {
+    Listens,
+    Connection(SocketAddr, SocketAddr),
+    /// No TCP.
+    Other,
+}
+
 fn open(pid: u32) -> Result<Open> {
-    let sockets = sockets(pid)?;
     let folder = format!("/proc/{pid}/fd");
+    let entries = fs::read_dir(&folder).with_context(|| format!("reading {folder}"))?;
+    // What was closed meanwhile does not count.
+    let targets: Vec<_> = entries.filter_map(|entry| fs::read_link(entry.ok()?.path()).ok()).collect();
+    // After the descriptors: each socket among them is in a table, unless it has been closed since.
+    let sockets = sockets(pid)?;
     let mut open = Open::default();
-    for entry in fs::read_dir(&folder).with_context(|| format!("reading {folder}"))? {
-        // What was closed meanwhile does not count.
-        let Ok(target) = fs::read_link(entry?.path()) else { continue };
+    for target in targets {
         let target = target.to_string_lossy().into_owned();
-        if target.contains("/pieces-") {
-            *open.piece_files.entry(target).or_default() += 1;
-            continue;
-        }
-        let inode = target.strip_prefix("socket:[").and_then(|rest| rest.trim_end_matches(']').parse().ok());
-        match inode.map(|inode: u64| sockets.get(&inode)) {
-            Some(Some(ends)) => open.connections.push(*ends),
-            Some(None) => *open.fixed.entry("socket that listens".to_owned()).or_default() += 1,
-            None => *open.fixed.entry(without_number(&target)).or_default() += 1,
-        }
+        let inode = target.strip_prefix("socket:[").and_then(|rest| rest.trim_end_matches(']').parse::<u64>().ok());
+        let kind = match inode.map(|inode| sockets.get(&inode)) {
+            None if target.contains("/pieces-") => {
+                *open.piece_files.entry(target).or_default() += 1;
+                continue;
+            }
+            Some(Some(Socket::Connection(here, there))) => {
+                open.connections.push((*here, *there));
+                continue;
+            }
+            None => without_number(&target),
+            Some(Some(Socket::Listens)) => "socket that listens".to_owned(),
+            Some(Some(Socket::Other)) => "socket of another kind".to_owned(),
+            Some(None) => LOOSE_SOCKET.to_owned(),
+        };
+        *open.fixed.entry(kind).or_default() += 1;
     }
     Ok(open)
 }
@@ -126,18 +152,25 @@ fn without_number(target: &str) -> String {
     target.split(":[").next().unwrap_or_default().to_owned()
 }
 
-/// The two ends of each TCP connection that the process can see, by inode; of IPv4 only, as the kit uses it.
-fn sockets(pid: u32) -> Result<HashMap<u64, (SocketAddr, SocketAddr)>> {
-    let path = format!("/proc/{pid}/net/tcp");
-    let text = fs::read_to_string(&path).with_context(|| format!("reading {path}"))?;
+/// The sockets that the process can see, by inode; of IPv4 only, as the kit uses it.
+fn sockets(pid: u32) -> Result<HashMap<u64, Socket>> {
     let mut found = HashMap::new();
-    for line in text.lines().skip(1) {
+    let table = |name: &str| {
+        let path = format!("/proc/{pid}/net/{name}");
+        fs::read_to_string(&path).with_context(|| format!("reading {path}"))
+    };
+    for line in table("tcp")?.lines().skip(1) {
         let fields: Vec<&str> = line.split_whitespace().collect();
-        let [_, local, remote, state, ..] = fields[..] else { bail!("a line of {path}: {line}") };
+        let [_, local, remote, state, ..] = fields[..] else { bail!("a line of the sockets: {line}") };
         let inode = fields.get(9).and_then(|inode| inode.parse().ok()).context("an inode")?;
         // 0A is LISTEN.
-        if state != "0A" {
-            found.insert(inode, (end(local)?, end(remote)?));
+        let socket = if state == "0A" { Socket::Listens } else { Socket::Connection(end(local)?, end(remote)?) };
+        found.insert(inode, socket);
+    }
+    for (name, column) in [("udp", 9), ("unix", 6)] {
+        for line in table(name)?.lines().skip(1) {
+            let inode = line.split_whitespace().nth(column).and_then(|inode| inode.parse().ok());
+            found.extend(inode.map(|inode| (inode, Socket::Other)));
         }
     }
     Ok(found)

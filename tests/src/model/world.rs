@@ -260,7 +260,7 @@ impl World {
             (_, Outcome::Done) => self.step(key, seen, |state| only(sendable, state.cleaned(Some(payload)))),
             (ASYNC | EPHEMERAL, _) => self.step(key, seen, |_| Vec::new()),
             (..) => {
-                let may_fail = trouble.spoils_writes() || trouble.spoils_reads();
+                let may_fail = trouble.spoils_writes() || trouble.spoils_reads() || is_of_connection(outcome);
                 self.step(key, seen, |state| {
                     if may_fail { perhaps_written(state, Some(payload), sendable) } else { Vec::new() }
                 })
@@ -394,6 +394,13 @@ fn only(holds: bool, state: State) -> Vec<State> {
 
 fn only_if(holds: bool, state: &State) -> Vec<State> {
     only(holds, state.clone())
+}
+
+/// Whether a request failed with the connection to the backend that it was sent on. Nodes keep connections, and what goes
+/// wrong with one request ends the connection that the next one, of another history, may have been given: its body
+/// cannot be sent twice.
+fn is_of_connection(outcome: &Outcome) -> bool {
+    matches!(outcome, Outcome::Failed(_, text) if text.contains("dispatch failure"))
 }
 
 /// A write to the bucket that failed, or whose answer was lost.
