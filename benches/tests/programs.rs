@@ -31,6 +31,14 @@ fn small_reads_are_measured_beside_a_crowd() {
 }
 
 #[test]
+fn small_durable_writes_are_measured() {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_dfstore-durable"));
+    let output = command.args(["--rounds", "1", "--writes", "10", "--clients", "4"]).output().expect("runs");
+    let text = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && text.contains("PUT against fdatasync"), "{text}");
+}
+
+#[test]
 fn wrong_usage_exits_with_2() {
     let programs = [
         env!("CARGO_BIN_EXE_dfstore-memory"),
@@ -39,6 +47,7 @@ fn wrong_usage_exits_with_2() {
         env!("CARGO_BIN_EXE_dfstore-peer-link"),
         env!("CARGO_BIN_EXE_dfstore-links"),
         env!("CARGO_BIN_EXE_dfstore-crowd"),
+        env!("CARGO_BIN_EXE_dfstore-durable"),
     ];
     for program in programs {
         let output = Command::new(program).arg("--bogus").output().expect("runs");

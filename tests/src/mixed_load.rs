@@ -12,10 +12,11 @@ use dfstore_proto::object::WriteMode;
 
 use crate::choices::Choices;
 use crate::data::Payload;
+use crate::eventually;
 use crate::http::{Connection, Response};
 use crate::ledger::{Content, Ledger};
 use crate::native::{self, NativeClient};
-use crate::scene::{ASYNC, BUCKET, EPHEMERAL, SYNC, Scene, same};
+use crate::scene::{ASYNC, BUCKET, EPHEMERAL, PATIENCE, SYNC, Scene, same};
 
 /// Keys of one writer.
 const KEYS: u64 = 5;
@@ -180,8 +181,9 @@ impl Writer {
         Ok(())
     }
 
-    /// At rest: the bucket holds of each key what the peer shows, unless that is ephemeral.
-    pub fn is_written_back(&mut self, scene: &Scene) -> Result<bool> {
+    /// The first key of which the bucket does not hold what the peer shows, unless that is ephemeral; at rest there is
+    /// none.
+    fn disagreement(&mut self, scene: &Scene) -> Result<Option<String>> {
         let keys: Vec<String> = self.ledger.keys().map(str::to_owned).collect();
         for key in keys {
             let answer = scene.ask("GET", &key, &[("Cache-Control", "no-cache")])?;
@@ -192,11 +194,23 @@ impl Writer {
                 None => scene.backend.stored(BUCKET, &key).is_none(),
             };
             if !is_there {
-                return Ok(false);
+                let bucket = scene.backend.stored(BUCKET, &key).map(|bytes| bytes.len());
+                return Ok(Some(format!("{key}: the peer shows {found:?}, the bucket has {bucket:?} bytes")));
             }
         }
-        Ok(true)
+        Ok(None)
     }
+}
+
+/// Waits until the bucket holds what the peer shows.
+pub fn until_written_back(writers: &mut [Writer], scene: &Scene) -> Result<()> {
+    let mut last = Ok(());
+    let agreed = eventually("peer and bucket agree", PATIENCE, || {
+        let found = writers.iter_mut().find_map(|writer| writer.disagreement(scene).transpose());
+        last = found.map_or(Ok(()), |found| Err(found.map_or_else(|error| error, anyhow::Error::msg)));
+        last.is_ok().then_some(())
+    });
+    agreed.map_err(|_| last.expect_err("it has failed").context(format!("the log ends\n{}", scene.peer.log_tail())))
 }
 
 /// Puts the objects that only the bucket has into it.

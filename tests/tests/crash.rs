@@ -12,10 +12,9 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use dfstore_tests::census::Census;
 use dfstore_tests::choices::{Choices, rounds, seed};
-use dfstore_tests::eventually;
 use dfstore_tests::faulty_backend::{Fault, Rule};
-use dfstore_tests::mixed_load::{Kinds, Writer, place_remote_objects};
-use dfstore_tests::scene::{PATIENCE, Scene};
+use dfstore_tests::mixed_load::{Kinds, Writer, place_remote_objects, until_written_back};
+use dfstore_tests::scene::Scene;
 use dfstore_tests::until::let_pass;
 use http::Method;
 use rustix::process::{Pid, Signal, kill_process};
@@ -82,16 +81,7 @@ fn write_and_kill(choices: Choices, rounds: u64, bucket_writes: bool) -> Result<
     // The pauses between attempts have grown; a start begins with one.
     scene.peer.restart()?;
     let census = Census::take(&mut scene.peer)?;
-    eventually("peer and bucket agree", PATIENCE, || {
-        let mut agree = true;
-        for writer in &mut writers {
-            match writer.is_written_back(&scene) {
-                Ok(written) => agree &= written,
-                Err(error) => return Some(Err(error)),
-            }
-        }
-        agree.then_some(Ok(()))
-    })??;
+    until_written_back(&mut writers, &scene)?;
     census.check(&scene.peer, &[scene.backend.address()])
 }
 

@@ -11,11 +11,10 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use dfstore_tests::choices::{Choices, rounds, seed};
-use dfstore_tests::eventually;
 use dfstore_tests::faulty_backend::{Fault, Rule};
 use dfstore_tests::loopfs::LoopFs;
-use dfstore_tests::mixed_load::{Kinds, Writer, place_remote_objects};
-use dfstore_tests::scene::{PATIENCE, Scene};
+use dfstore_tests::mixed_load::{Kinds, Writer, place_remote_objects, until_written_back};
+use dfstore_tests::scene::Scene;
 use dfstore_tests::until::let_pass;
 use http::Method;
 use rustix::process::{Pid, Signal, kill_process};
@@ -58,13 +57,7 @@ fn a_power_cut_loses_nothing_acknowledged_and_leaves_nothing_half() -> Result<()
     ensure!(acknowledged > rounds && cut_off > 0 && held > 0, "this says nothing");
     scene.backend.set_rules([]);
     scene.peer.restart()?;
-    eventually("peer and bucket agree", PATIENCE, || {
-        let agree = writers.iter_mut().map(|writer| writer.is_written_back(&scene));
-        agree
-            .reduce(|one, other| Ok(one? && other?))
-            .expect("writers")
-            .map_or_else(|error| Some(Err(error)), |agree| agree.then_some(Ok(())))
-    })??;
+    until_written_back(&mut writers, &scene)?;
     // The disk goes away before what is mounted on it.
     scene.peer.terminate().map(drop)
 }

@@ -76,8 +76,10 @@ fn show_object_storage(config: &Config, f: &mut fmt::Formatter<'_>) -> fmt::Resu
         writeln!(f, "  buckets:")?;
     }
     for bucket in named {
-        let (fresh, conflict) = (config.freshness.for_bucket(bucket), config.conflict.for_bucket(bucket));
-        writeln!(f, "    {bucket:?}: {{ freshness: {fresh}, conflict: {conflict} }}")?;
+        let fresh = config.freshness.buckets.get(bucket).map(|rule| format!("freshness: {rule}"));
+        let conflict = config.conflict.buckets.get(bucket).map(|rule| format!("conflict: {rule}"));
+        let rules: Vec<String> = fresh.into_iter().chain(conflict).collect();
+        writeln!(f, "    {bucket:?}: {{ {} }}", rules.join(", "))?;
     }
     Ok(())
 }

@@ -242,7 +242,10 @@ fn conflicts_have_a_rule_per_bucket() {
     let (all, shown) = (policy.conflict.clone(), policy.to_string());
     assert_eq!(all.default, ConflictPolicy::Overwrite);
     assert_eq!(all.for_bucket("both"), ConflictPolicy::KeepBoth);
-    assert!(shown.contains("\"plain\": { freshness: always, conflict: overwrite }"), "{shown}");
+    assert!(
+        shown.contains("\"both\": { conflict: keep-both }") && shown.contains("\"plain\": { freshness: always }"),
+        "{shown}"
+    );
     assert_eq!(with("conflict: Fail", "").expect("valid").conflict.for_bucket("any"), ConflictPolicy::Fail);
     refused(with("conflict: merge", ""), "expected overwrite, fail or keep-both");
     refused(with("buckets: { b: { conflict: 1 } }", ""), "expected overwrite, fail or keep-both");

@@ -25,7 +25,9 @@ use crate::limits::{MULTIPART_THRESHOLD_BYTES, PART_BYTES_MIN, PARTS_IN_FLIGHT_M
 use crate::rt::arena::{Holder, Slot};
 use crate::rt::mailbox::{Sender, mailbox};
 use crate::rt::shard::spawn_local;
-use crate::sidecar::backend::{BackendErrorKind, BodySource, PutRequest, Stored, Upload, UploadedPart, WriteCondition};
+use crate::sidecar::backend::{
+    BackendError, BackendErrorKind, BodySource, PutRequest, Stored, Upload, UploadedPart, WriteCondition,
+};
 
 /// A version on its way to the backend.
 pub struct Outgoing {
@@ -132,20 +134,37 @@ impl Owner {
             }
         });
         let sent = futures_util::stream::iter(parts).buffered(PARTS_IN_FLIGHT_MAX).try_collect::<Vec<_>>().await;
-        match sent {
+        let completed = match sent {
             // While the parts were sent another peer may have come to decide, or a newer version to be here.
             Ok(_) if entry.is_some_and(|entry| !self.may_send(entry)) => {
-                Err(ObjectError::VersionChanged(outgoing.name.to_string()))
+                return Err(ObjectError::VersionChanged(outgoing.name.to_string()));
             }
-            Ok(parts) => {
-                let completed = self.context.backend.complete_upload(upload, outgoing.request(), parts).await;
-                if completed.is_ok() {
-                    self.upload_completed(begun).await;
-                }
-                completed.map_err(ObjectError::from)
-            }
+            Ok(parts) => self.context.backend.complete_upload(upload, outgoing.request(), parts).await,
             Err(error) => Err(error),
+        };
+        match completed {
+            Ok(stored) => {
+                self.upload_completed(begun).await;
+                Ok(stored)
+            }
+            // Some servers do not say that an upload is not there (any more), but refuse access to it.
+            Err(error)
+                if error.kind == BackendErrorKind::NoSuchUpload || begun.is_resumed() && !error.is_retryable() =>
+            {
+                self.lose_upload(entry).await;
+                Err(ObjectError::BackendUnavailable(format!("{error}; the upload begins anew")))
+            }
+            Err(error) => Err(error.into()),
         }
+    }
+
+    /// The upload of an entry is of no use any more.
+    async fn lose_upload(&self, entry: Option<&Rc<Entry>>) {
+        let Some(entry) = entry else { return };
+        entry.record.borrow_mut().upload = None;
+        entry.parts.borrow_mut().clear();
+        let (task, record) = (entry.task.target.task, entry.record.borrow().clone());
+        self.save(entry, vec![Change::RemoveParts { task }, Change::PutWriteBack { task, record }]).await;
     }
 
     /// Whether the version of an entry is still to be sent, and by this peer.
@@ -160,7 +179,7 @@ impl Owner {
         crc32: u32,
         body: BodySource,
         entry: Option<&Rc<Entry>>,
-    ) -> Result<UploadedPart, ObjectError> {
+    ) -> Result<UploadedPart, BackendError> {
         let part = self.context.backend.put_part(upload, number, crc32, body).await?;
         if let Some(entry) = entry {
             let record = PartRecord { etag: part.etag.clone(), crc32 };

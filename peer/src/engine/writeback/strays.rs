@@ -15,9 +15,10 @@ use crate::catalog::{Change, Durability, UploadRecord};
 use crate::engine::error::ObjectError;
 use crate::engine::owner::Owner;
 use crate::limits::{STRAY_UPLOAD_RETRY, STRAY_UPLOAD_WINDOW, STRAY_UPLOADS_AT_ONCE_MAX};
+use crate::metrics::BackendOperation;
 use crate::rt::shard::spawn_local;
 use crate::rt::time::{milliseconds, unix_ms};
-use crate::sidecar::backend::{BackendError, ListedUpload, PutRequest, Upload};
+use crate::sidecar::backend::{BackendError, BackendErrorKind, ListedUpload, PutRequest, Upload};
 
 /// Names an upload: its task, and a number that no other upload of the task has.
 type Key = (TaskId, u64);
@@ -35,15 +36,25 @@ struct Known {
     name: ObjectName,
     upload_id: RefCell<String>,
     asked_at_ms: u64,
-    /// Somebody sends parts of it, or is about to.
-    busy: Cell<bool>,
+    user: Cell<User>,
     /// It is not aborted before this time (Unix ms).
     due_ms: Cell<u64>,
+}
+
+/// Who is busy with an upload.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum User {
+    Nobody,
+    /// Whoever sends parts of it, or is about to.
+    Sender,
+    /// Whoever has it aborted.
+    Janitor,
 }
 
 /// An upload that is being fed. When this is dropped, the upload is aborted unless an entry of the queue goes on with it.
 pub struct Begun {
     upload: Upload,
+    resumed: bool,
     /// `None` for one that the catalog does not know: an earlier program began it.
     known: Option<Rc<Known>>,
 }
@@ -53,12 +64,17 @@ impl Begun {
     pub fn upload(&self) -> Upload {
         self.upload.clone()
     }
+
+    /// Whether an earlier attempt began it.
+    pub fn is_resumed(&self) -> bool {
+        self.resumed
+    }
 }
 
 impl Drop for Begun {
     fn drop(&mut self) {
         if let Some(known) = &self.known {
-            known.busy.set(false);
+            known.user.set(User::Nobody);
         }
     }
 }
@@ -67,8 +83,15 @@ impl Strays {
     /// Takes what an earlier run has left.
     pub fn restore(&self, task: TaskId, number: u64, record: UploadRecord) {
         let (known, mut all) = (Known::new((task, number), record), self.known.borrow_mut());
-        known.busy.set(false);
+        known.user.set(User::Nobody);
         all.insert((task, number), known);
+    }
+
+    /// Whether another upload of the same task has no name yet, and somebody waits for it.
+    fn is_beginning(&self, known: &Known) -> bool {
+        let all = self.known.borrow();
+        let of_task = all.range((known.key.0, 0)..=(known.key.0, u64::MAX)).map(|(_, other)| other);
+        of_task.filter(|other| other.key != known.key).any(|other| other.user.get() == User::Sender && other.is(""))
     }
 
     fn find(&self, task: TaskId, upload_id: &str) -> Option<Rc<Known>> {
@@ -84,7 +107,7 @@ impl Known {
             name: record.name,
             upload_id: RefCell::new(record.upload_id),
             asked_at_ms: record.asked_at_ms,
-            busy: Cell::new(true),
+            user: Cell::new(User::Sender),
             due_ms: Cell::new(0),
         })
     }
@@ -117,7 +140,7 @@ impl Owner {
         self.strays.known.borrow_mut().insert(key, known.clone());
         let upload = Upload { name: request.name.clone(), upload_id: String::new() };
         // From here on, whatever happens, it is looked after.
-        let mut begun = Begun { upload, known: Some(known.clone()) };
+        let mut begun = Begun { upload, resumed: false, known: Some(known.clone()) };
         match self.context.backend.create_upload(request).await {
             Ok(upload) => {
                 known.upload_id.replace(upload.upload_id.clone());
@@ -139,9 +162,9 @@ impl Owner {
     pub fn upload_resumed(&self, task: TaskId, upload: Upload) -> Begun {
         let known = self.strays.find(task, &upload.upload_id);
         if let Some(known) = &known {
-            known.busy.set(true);
+            known.user.set(User::Sender);
         }
-        Begun { upload, known }
+        Begun { upload, resumed: true, known }
     }
 
     /// The backend has made the object of it, or has never begun it: nothing is left lying there.
@@ -162,17 +185,17 @@ impl Owner {
         let now_ms = unix_ms();
         let due: Vec<Rc<Known>> = {
             let known = self.strays.known.borrow();
-            let stray = known.values().filter(|known| !known.busy.get() && known.due_ms.get() <= now_ms);
+            let stray = known.values().filter(|known| known.user.get() == User::Nobody && known.due_ms.get() <= now_ms);
             let room = STRAY_UPLOADS_AT_ONCE_MAX.saturating_sub(self.strays.aborting.get());
             stray.filter(|known| !self.resumes(known)).take(room).cloned().collect()
         };
         for known in due {
-            known.busy.set(true);
+            known.user.set(User::Janitor);
             self.strays.aborting.set(self.strays.aborting.get() + 1);
             let owner = self.clone();
             spawn_local(async move {
                 owner.abort_stray(&known).await;
-                known.busy.set(false);
+                known.user.set(User::Nobody);
                 owner.strays.aborting.set(owner.strays.aborting.get() - 1);
             });
         }
@@ -212,6 +235,12 @@ impl Owner {
             return Ok(1);
         }
         let listed = backend.list_uploads(known.name.bucket.clone(), known.name.key.clone()).await?;
+        if self.strays.is_beginning(known) {
+            // Another one, which may be in the list and has no name here yet, is not to be taken for this one.
+            let (kind, operation) = (BackendErrorKind::Unavailable, BackendOperation::ListUploads);
+            let message = "another upload of the object is just beginning".to_owned();
+            return Err(BackendError { kind, operation, target: known.name.to_string(), message });
+        }
         let mut aborted = 0;
         for listed in listed.into_iter().filter(|listed| known.may_be(listed)) {
             if self.strays.find(known.key.0, &listed.upload.upload_id).is_none() {

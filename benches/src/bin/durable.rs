@@ -1,0 +1,149 @@
+//! `dfstore-durable`: small durable writes against the sync of the same disk, and what writers gain by coming together.
+//!
+//! In turn: a loop that writes 4 KiB and calls `fdatasync`; one client that puts 4 KiB and waits for the answer; many
+//! clients that do so at once. Between the runs the peer writes everything back, so that each begins with a quiet disk.
+
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, ensure};
+use clap::Parser;
+use dfstore_benches::lab::Lab;
+use dfstore_benches::load;
+use dfstore_benches::pairs::Quartiles;
+use dfstore_tests::dirs;
+use dfstore_tests::http::Connection;
+use dfstore_tests::peer::Peer;
+
+const BUCKET: &str = "bench";
+const LENGTH: usize = 4096;
+const QUIET_TIMEOUT: Duration = Duration::from_secs(120);
+
+/// Measures how long a small write takes to be durable.
+#[derive(Debug, Parser)]
+struct Arguments {
+    /// Rounds, after one warm-up.
+    #[arg(long, default_value_t = 5)]
+    rounds: u32,
+    /// Writes of each client in a round.
+    #[arg(long, default_value_t = 200)]
+    writes: u64,
+    /// Clients that write at once.
+    #[arg(long, default_value_t = 64)]
+    clients: usize,
+    /// Write mode: 0 (async, written back later) or 2 (ephemeral, never written back).
+    #[arg(long, default_value_t = 0)]
+    mode: u8,
+}
+
+fn main() -> ExitCode {
+    match run(&Arguments::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// The figures of a round: times of one write in microseconds, and writes per second.
+struct Round {
+    sync_us: f64,
+    put_us: f64,
+    alone_per_second: f64,
+    together_per_second: f64,
+}
+
+fn run(arguments: &Arguments) -> Result<()> {
+    let folder = dirs::temporary("durable")?;
+    let file = File::create(folder.path().join("file"))?;
+    file.write_all_at(&vec![1; LENGTH * usize::try_from(arguments.writes)?], 0)?;
+    file.sync_all()?;
+    let lab = Lab::start()?;
+    let mut rounds = Vec::new();
+    for number in 0..=arguments.rounds {
+        let round = measured(arguments, &file, &lab, number)?;
+        eprintln!(
+            "{}: fdatasync {:.0} us, PUT {:.0} us, {:.0} PUT/s alone, {:.0} PUT/s of {} clients",
+            if number == 0 { "warm-up".to_owned() } else { format!("round {number}") },
+            round.sync_us,
+            round.put_us,
+            round.alone_per_second,
+            round.together_per_second,
+            arguments.clients,
+        );
+        if number > 0 {
+            rounds.push(round);
+        }
+    }
+    let figures = |figure: fn(&Round) -> f64| Quartiles::of(rounds.iter().map(figure).collect());
+    println!(
+        "{LENGTH} bytes, mode {}, {} clients; medians of {} rounds",
+        arguments.mode,
+        arguments.clients,
+        rounds.len()
+    );
+    println!("fdatasync, p50                {:>8.0} us", figures(|round| round.sync_us).median);
+    println!("PUT of one client, p50        {:>8.0} us", figures(|round| round.put_us).median);
+    let ratio = figures(|round| round.put_us / round.sync_us);
+    println!("PUT against fdatasync         {:>8.2}  ({:.2} to {:.2})", ratio.median, ratio.first, ratio.third);
+    let gain = figures(|round| round.together_per_second / round.alone_per_second);
+    println!("rate of all against one       {:>8.1}  ({:.1} to {:.1})", gain.median, gain.first, gain.third);
+    Ok(())
+}
+
+fn measured(arguments: &Arguments, file: &File, lab: &Lab, round: u32) -> Result<Round> {
+    let mut syncs = Vec::new();
+    for number in 0..arguments.writes {
+        let began = Instant::now();
+        file.write_all_at(&[2; LENGTH], number * LENGTH as u64)?;
+        file.sync_data()?;
+        syncs.push(began.elapsed());
+    }
+    let path = |client: usize, number: usize| {
+        let key = format!("r{round}-{client}-{number}");
+        format!("{}?mode={}", Peer::object_path(BUCKET, &key), arguments.mode)
+    };
+    let put = |connection: &mut Connection, path: &str| -> Result<()> {
+        let answer = connection.request("PUT", path, &[], &[3; LENGTH])?;
+        ensure!(answer.status() == 200, "PUT: {} {}", answer.status(), answer.text());
+        Ok(())
+    };
+    let mut alone = Connection::open(lab.peer.address())?;
+    let mut puts = Vec::new();
+    let began = Instant::now();
+    for number in 0..usize::try_from(arguments.writes)? {
+        let began = Instant::now();
+        put(&mut alone, &path(usize::MAX, number))?;
+        puts.push(began.elapsed());
+    }
+    let alone_per_second = arguments.writes as f64 / began.elapsed().as_secs_f64();
+    until_quiet(lab)?;
+    let open = |_| Ok((Connection::open(lab.peer.address())?, 0));
+    let mut clients = (0..arguments.clients).map(open).collect::<Result<Vec<_>>>()?;
+    let took = load::rounds(&mut clients, arguments.writes, |index, (connection, number)| {
+        *number += 1;
+        put(connection, &path(index, *number))
+    })?;
+    until_quiet(lab)?;
+    let all = arguments.writes as f64 * arguments.clients as f64;
+    Ok(Round {
+        sync_us: median_us(&mut syncs),
+        put_us: median_us(&mut puts),
+        alone_per_second,
+        together_per_second: all / took.as_secs_f64(),
+    })
+}
+
+fn median_us(times: &mut [Duration]) -> f64 {
+    times.sort_unstable();
+    times[times.len() / 2].as_secs_f64() * 1e6
+}
+
+fn until_quiet(lab: &Lab) -> Result<()> {
+    lab.peer.metrics_until("everything is written back", QUIET_TIMEOUT, |metrics| {
+        metrics.sum("dfstore_writeback_queue", &[]) == 0.0
+    })
+}
