@@ -166,7 +166,7 @@ fn an_upload_waits_for_its_peer_to_be_back() {
 #[test]
 fn a_peer_that_stays_away_ends_the_upload() {
     let fake = Fake::start().with(Faults { broken_writes: vec![true; 40], ..Faults::default() });
-    upload(&fake, &bytes(3 * PIECE), "dfs://b/k").failed(1, &["broke"]);
+    upload(&fake, &bytes(40 * PIECE), "dfs://b/k").failed(1, &["broke"]);
     assert_eq!(fake.begins().len(), 5, "the first attempt and four more");
     assert!(fake.get("b", "k").is_none());
 }

@@ -159,6 +159,25 @@ pub fn refuses_bytes_that_do_not_fit_their_checksum(server: &Server) {
     wait(server.rig.handle.abort_upload(upload)).expect("abort");
 }
 
+pub fn writes_only_over_what_it_was_told(server: &Server) {
+    let name = server.name("known");
+    let put = |bytes: &[u8], condition| {
+        let request = PutRequest { condition, ..put_request(&name, bytes) };
+        wait(server.rig.handle.put(request, BodySource::Slots(slots(bytes))))
+    };
+    let first = put(b"first", WriteCondition::Always).expect("nothing is asked");
+    put(b"second", WriteCondition::IfMatch(first.etag.clone())).expect("it is what is there");
+    let third = put(b"third", WriteCondition::IfMatch(first.etag));
+    let expected: &[u8] = if server.limits.writes_whatever_is_there {
+        third.expect("the condition is not heeded");
+        b"third"
+    } else {
+        assert_eq!(kind(third), Some(BackendErrorKind::PreconditionFailed));
+        b"second"
+    };
+    assert_eq!(&server.rig.read_first(&name, 100).expect("get").slot[..], expected);
+}
+
 pub fn does_not_overwrite_when_told_so(server: &Server) {
     let name = server.name("once");
     let put = |bytes: &[u8]| {

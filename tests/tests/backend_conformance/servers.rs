@@ -16,6 +16,8 @@ use crate::rig::{Rig, wait};
 pub struct Limits {
     /// Listings carry no entity tags.
     pub no_etags_in_listings: bool,
+    /// `If-Match` on a write is not heeded, or not sent to such a provider.
+    pub writes_whatever_is_there: bool,
     /// Parts that are listed carry no entity tags.
     pub no_etags_of_parts: bool,
     /// An upload that is not there cannot be told from an empty one, or is "denied".
@@ -108,6 +110,7 @@ pub fn s3s_fs() -> Server {
         rig: Rig::new(Provider::S3, &server.endpoint(), BackendTuning::default()),
         limits: Limits {
             no_etags_in_listings: true,
+            writes_whatever_is_there: true,
             no_etags_of_parts: true,
             unknown_uploads_not_told: true,
             missing_bucket_is_missing_object: true,
@@ -130,6 +133,7 @@ pub fn seaweedfs() -> Server {
         rig: Rig::new(Provider::S3, endpoint, BackendTuning::default()),
         limits: Limits {
             no_etags_in_listings: false,
+            writes_whatever_is_there: true,
             no_etags_of_parts: false,
             unknown_uploads_not_told: false,
             missing_bucket_is_missing_object: false,
@@ -151,6 +155,7 @@ pub fn strict_oss() -> Server {
         rig: Rig::new(Provider::Oss, &front.endpoint(), BackendTuning::default()),
         limits: Limits {
             no_etags_in_listings: true,
+            writes_whatever_is_there: true,
             no_etags_of_parts: true,
             unknown_uploads_not_told: false,
             missing_bucket_is_missing_object: false,
