@@ -53,6 +53,8 @@ struct Round {
     sync_us: f64,
     put_us: f64,
     alone_per_second: f64,
+    /// Of one catalog transaction while one client writes.
+    commit_us: f64,
     together_per_second: f64,
 }
 
@@ -66,10 +68,11 @@ fn run(arguments: &Arguments) -> Result<()> {
     for number in 0..=arguments.rounds {
         let round = measured(arguments, &file, &lab, number)?;
         eprintln!(
-            "{}: fdatasync {:.0} us, PUT {:.0} us, {:.0} PUT/s alone, {:.0} PUT/s of {} clients",
+            "{}: fdatasync {:.0} us, PUT {:.0} us (catalog {:.0} us), {:.0} PUT/s alone, {:.0} PUT/s of {} clients",
             if number == 0 { "warm-up".to_owned() } else { format!("round {number}") },
             round.sync_us,
             round.put_us,
+            round.commit_us,
             round.alone_per_second,
             round.together_per_second,
             arguments.clients,
@@ -113,6 +116,7 @@ fn measured(arguments: &Arguments, file: &File, lab: &Lab, round: u32) -> Result
     };
     let mut alone = Connection::open(lab.peer.address())?;
     let mut puts = Vec::new();
+    let (commits_before, busy_before) = commits(lab)?;
     let began = Instant::now();
     for number in 0..usize::try_from(arguments.writes)? {
         let began = Instant::now();
@@ -120,6 +124,7 @@ fn measured(arguments: &Arguments, file: &File, lab: &Lab, round: u32) -> Result
         puts.push(began.elapsed());
     }
     let alone_per_second = arguments.writes as f64 / began.elapsed().as_secs_f64();
+    let (commits, busy) = commits(lab)?;
     until_quiet(lab)?;
     let open = |_| Ok((Connection::open(lab.peer.address())?, 0));
     let mut clients = (0..arguments.clients).map(open).collect::<Result<Vec<_>>>()?;
@@ -133,8 +138,16 @@ fn measured(arguments: &Arguments, file: &File, lab: &Lab, round: u32) -> Result
         sync_us: median_us(&mut syncs),
         put_us: median_us(&mut puts),
         alone_per_second,
+        commit_us: (busy - busy_before) * 1e6 / (commits - commits_before),
         together_per_second: all / took.as_secs_f64(),
     })
+}
+
+/// Catalog transactions so far, and the seconds they took.
+fn commits(lab: &Lab) -> Result<(f64, f64)> {
+    let metrics = lab.peer.metrics()?;
+    let of = |part: &str| metrics.sum(&format!("dfstore_catalog_commit_duration_seconds_{part}"), &[]);
+    Ok((of("count"), of("sum")))
 }
 
 fn median_us(times: &mut [Duration]) -> f64 {

@@ -1,8 +1,9 @@
 //! The catalog's thread: takes commits from the mailbox, groups them, applies each group in one transaction.
 //!
 //! A commit that somebody waits for starts a transaction at once while commits come one at a time; when the last
-//! transaction served several, the next waits up to [`CATALOG_BATCH_DELAY`] for company, because company is likely
-//! and a sync costs more than the wait. Commits that nobody waits for are grouped for [`CATALOG_LAZY_DELAY`].
+//! transaction served several, the next waits until half as many are there again, because a sync costs more than the
+//! wait: at most half as long as the last transaction took, and never more than [`CATALOG_BATCH_DELAY`]. Commits that
+//! nobody waits for are grouped for [`CATALOG_LAZY_DELAY`].
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -41,8 +42,8 @@ pub struct Writer {
     /// What is said when there is no room.
     full: CatalogError,
     observer: CommitObserver,
-    /// Whether the last transaction served more than one caller who waited.
-    crowded: bool,
+    /// Callers who waited for the last transaction, and how long it took.
+    last: (usize, Duration),
 }
 
 /// Changes of one caller, and how to answer.
@@ -72,7 +73,7 @@ impl Writer {
         (room, full): (Room, CatalogError),
         observer: CommitObserver,
     ) -> Writer {
-        Writer { database, receiver, failure: None, failed, room, full, observer, crowded: false }
+        Writer { database, receiver, failure: None, failed, room, full, observer, last: (0, Duration::ZERO) }
     }
 
     /// Runs until told to close, or until every sender has gone.
@@ -99,7 +100,8 @@ impl Writer {
                 (None, None) => Some(self.receiver.recv_blocking().unwrap_or(Message::Close)),
                 (None, Some(deadline)) => {
                     let left = deadline.saturating_duration_since(Instant::now());
-                    if left.is_zero() { None } else { self.receiver.recv_blocking_timeout(left) }
+                    let is_enough = batch.durable_count > 0 && batch.durable_count >= self.last.0 / 2;
+                    if is_enough || left.is_zero() { None } else { self.receiver.recv_blocking_timeout(left) }
                 }
             };
             match message {
@@ -118,8 +120,7 @@ impl Writer {
     fn set_deadline(&self, batch: &mut Batch, durability: Durability) {
         let delay = match durability {
             Durability::Lazy => CATALOG_LAZY_DELAY,
-            Durability::Durable if self.crowded => CATALOG_BATCH_DELAY,
-            Durability::Durable => Duration::ZERO,
+            Durability::Durable => (self.last.1 / 2).min(CATALOG_BATCH_DELAY),
         };
         batch.durable_count += usize::from(durability == Durability::Durable);
         let due = Instant::now() + delay;
@@ -127,7 +128,7 @@ impl Writer {
     }
 
     fn commit(&mut self, batch: Batch) {
-        self.crowded = batch.durable_count > 1;
+        self.last.0 = batch.durable_count;
         let commits = self.with_room(batch.commits);
         let change_count = commits.iter().map(|commit| commit.changes.len()).sum();
         if change_count == 0 {
@@ -140,7 +141,8 @@ impl Writer {
                 self.failure = Some(error.to_string().into());
                 self.failed.store(true, Ordering::Release);
             } else {
-                (self.observer)(change_count, started.elapsed());
+                self.last.1 = started.elapsed();
+                (self.observer)(change_count, self.last.1);
             }
         }
         for commit in commits {

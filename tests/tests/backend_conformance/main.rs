@@ -26,6 +26,7 @@ on_every_server! {
     cases::puts_a_stream_whole_or_not_at_all,
     cases::refuses_bytes_that_do_not_fit_their_checksum,
     cases::does_not_overwrite_when_told_so,
+    cases::writes_only_over_what_it_was_told,
     cases::makes_an_object_of_parts,
     cases::resumes_and_aborts_uploads,
     cases::copies_within_the_backend,
