@@ -140,7 +140,9 @@ fn a_peer_told_to_stop_finishes_what_is_in_flight() -> Result<()> {
     writer.send(&upload.range(0..PIECE))?;
     let received = || {
         let metrics = scene.peer.metrics().ok()?;
-        (metrics.sum("dfstore_requests_in_flight", &[("face", "http")]) >= 2.0).then_some(())
+        let both = metrics.sum("dfstore_requests_in_flight", &[("face", "http")]) >= 2.0;
+        // Its connection has come to the shard that it belongs to.
+        (both && metrics.sum("dfstore_uploads_open", &[]) == 1.0).then_some(())
     };
     eventually("both are in flight", PATIENCE, received)?;
     scene.peer.process().signal(Signal::TERM)?;

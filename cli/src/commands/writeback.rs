@@ -79,7 +79,7 @@ fn next_page(request: &Queue, page: &QueueOk) -> Result<Option<Queue>> {
 async fn list(peer: &Peer, args: &QueueArgs) -> Result<()> {
     let part = Part::of(args.target.as_ref(), args.dead)?;
     let mut left = args.limit.unwrap_or(usize::MAX);
-    let mut next = Some(part.first_page(left));
+    let (mut next, mut shown) = (Some(part.first_page(left)), 0_usize);
     if !args.json {
         print_line(format_args!("{:9} {:6} {:>8} {:>5} {:>21} OBJECT", "STATE", "KIND", "AGE", "TRIES", "SENT"))?;
     }
@@ -89,7 +89,14 @@ async fn list(peer: &Peer, args: &QueueArgs) -> Result<()> {
             if args.json { print_line(as_json(entry))? } else { print_line(as_line(entry))? }
         }
         left = left.saturating_sub(page.entries.len());
+        shown += page.entries.len();
         next = next_page(&request, &page)?;
+    }
+    if shown == 0 && !args.json {
+        note(format_args!(
+            "Note: {}",
+            if args.dead { "there are no dead letters" } else { "nothing waits for the backend" }
+        ));
     }
     Ok(())
 }

@@ -110,7 +110,7 @@ pub fn s3s_fs() -> Server {
         rig: Rig::new(Provider::S3, &server.endpoint(), BackendTuning::default()),
         limits: Limits {
             no_etags_in_listings: true,
-            writes_whatever_is_there: true,
+            writes_whatever_is_there: false,
             no_etags_of_parts: true,
             unknown_uploads_not_told: true,
             missing_bucket_is_missing_object: true,
@@ -133,7 +133,7 @@ pub fn seaweedfs() -> Server {
         rig: Rig::new(Provider::S3, endpoint, BackendTuning::default()),
         limits: Limits {
             no_etags_in_listings: false,
-            writes_whatever_is_there: true,
+            writes_whatever_is_there: false,
             no_etags_of_parts: false,
             unknown_uploads_not_told: false,
             missing_bucket_is_missing_object: false,

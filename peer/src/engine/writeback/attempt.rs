@@ -194,6 +194,10 @@ impl Attempt<'_> {
             Step::GiveWay => {
                 tracing::info!(object = %name, generation = version.generation, "the bucket's version counts");
                 owner.give_way(&entry.task, version).await;
+                if owner.cluster.is_some() {
+                    // Nodes that still have it are told so, and do not bring it back.
+                    owner.graves.borrow_mut().note(version.task, version.generation);
+                }
                 End::Done
             }
             Step::Forget => match owner.drop_version(&entry.task, version).await {
