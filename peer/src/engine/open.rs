@@ -252,9 +252,33 @@ fn is_same_content(ours: &ObjectMeta, theirs: &ObjectMeta) -> bool {
 fn stale_or(task: &Task, known: Option<Rc<Version>>, error: ObjectError) -> Result<Opened, ObjectError> {
     match known {
         Some(version) if error.is_retryable() && task.is_current(&version) => {
+            if version.state.get() == TaskState::Deleted {
+                // What is known last is that it was deleted.
+                return Err(ObjectError::NotFound(task.target.name.to_string()));
+            }
             tracing::debug!(object = %task.target.name, %error, "served without asking the backend");
             Ok(version.open(true))
         }
         _ => Err(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use dfstore_proto::ids::ObjectName;
+    use dfstore_proto::object::Source;
+
+    fn opened(state: TaskState) -> Result<Opened, ObjectError> {
+        let task = Task::new(Target::of(ObjectName::new("bucket", "key")));
+        let version = Rc::new(Version::new(task.target.task, 7, ObjectMeta::default(), state, None));
+        drop(task.replace(Some(version.clone())));
+        stale_or(&task, Some(version), ObjectError::BackendUnavailable("down".into()))
+    }
+
+    #[test]
+    fn while_nobody_can_be_asked_what_is_cached_is_served_and_what_was_deleted_is_not() {
+        assert_eq!(opened(TaskState::Clean).map(|opened| opened.stat.source), Ok(Source::Stale));
+        assert!(matches!(opened(TaskState::Deleted), Err(ObjectError::NotFound(_))));
     }
 }
