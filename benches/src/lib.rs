@@ -12,6 +12,19 @@ pub mod lab;
 pub mod load;
 pub mod pairs;
 
+use std::process::ExitCode;
+
+/// How a program of `src/bin` ends: what went wrong is said on standard error.
+pub fn exit_code(result: anyhow::Result<()>) -> ExitCode {
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
 /// Whether this is a run of seconds that only shows that the bench works.
 pub fn is_smoke() -> bool {
     !std::env::args().any(|argument| argument == "--bench")

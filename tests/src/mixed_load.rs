@@ -5,6 +5,7 @@
 //! answer is checked against the [`Ledger`]. It goes on until it is told to stop or the peer does not answer any more.
 
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
 
 use anyhow::{Context, Result, bail, ensure};
 use dfstore_proto::message::Scope;
@@ -200,6 +201,28 @@ impl Writer {
         }
         Ok(None)
     }
+}
+
+/// Lets all writers work at once until `end` has ended them, as by killing the peer.
+pub fn work_until(
+    scene: &Scene,
+    writers: &mut [Writer],
+    kinds: Kinds,
+    choices: &Choices,
+    end: impl FnOnce() -> Result<()>,
+) -> Result<()> {
+    let stop = &AtomicBool::new(false);
+    thread::scope(|scope| {
+        let work = (0..).zip(writers).map(|(number, writer)| {
+            let choices = choices.derive(number);
+            scope.spawn(move || writer.work(scene, kinds, choices, stop))
+        });
+        let working: Vec<_> = work.collect();
+        let ended = end();
+        stop.store(true, Ordering::Relaxed);
+        let worked: Result<()> = working.into_iter().try_for_each(|writer| writer.join().expect("no panic"));
+        ended.and(worked)
+    })
 }
 
 /// Waits until the bucket holds what the peer shows.

@@ -5,7 +5,6 @@
 //! while they start. In one test the bucket takes no writes before the end, so everything hangs on what the peer kept; in
 //! the other the write-back runs, and the bucket must end as the peer shows it.
 
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
@@ -13,7 +12,7 @@ use anyhow::{Context, Result, ensure};
 use dfstore_tests::census::Census;
 use dfstore_tests::choices::{Choices, rounds, seed};
 use dfstore_tests::faulty_backend::{Fault, Rule};
-use dfstore_tests::mixed_load::{Kinds, Writer, place_remote_objects, until_written_back};
+use dfstore_tests::mixed_load::{Kinds, Writer, place_remote_objects, until_written_back, work_until};
 use dfstore_tests::scene::Scene;
 use dfstore_tests::until::let_pass;
 use http::Method;
@@ -88,21 +87,10 @@ fn write_and_kill(choices: Choices, rounds: u64, bucket_writes: bool) -> Result<
 /// Lets the writers work for a random time, then kills the peer under them.
 fn kill_under_load(scene: &mut Scene, writers: &mut [Writer], kinds: Kinds, choices: &mut Choices) -> Result<()> {
     let lifetime = Duration::from_millis(1 + choices.below(LIFETIME_MS));
-    let stop = AtomicBool::new(false);
     let pid = Pid::from_raw(i32::try_from(scene.peer.process().pid())?).context("a process id")?;
-    let load = &*choices;
-    thread::scope(|scope| {
-        let (scene, stop) = (&*scene, &stop);
-        let work = (0..).zip(&mut *writers).map(|(number, writer)| {
-            let choices = load.derive(number);
-            scope.spawn(move || writer.work(scene, kinds, choices, stop))
-        });
-        let working: Vec<_> = work.collect();
+    work_until(scene, writers, kinds, choices, || {
         let_pass(lifetime);
-        let killed = kill_process(pid, Signal::KILL);
-        stop.store(true, Ordering::Relaxed);
-        let worked: Result<()> = working.into_iter().try_for_each(|writer| writer.join().expect("no panic"));
-        worked.and(Ok(killed?))
+        Ok(kill_process(pid, Signal::KILL)?)
     })?;
     scene.peer.kill9()
 }

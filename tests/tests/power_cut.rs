@@ -5,15 +5,13 @@
 //! started. The [log of acknowledgements](dfstore_tests::ledger) says what must be there. What the loop device has taken
 //! is kept, as by a disk that has answered; what the kernel still held back is gone. Needs root.
 
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use dfstore_tests::choices::{Choices, rounds, seed};
 use dfstore_tests::faulty_backend::{Fault, Rule};
 use dfstore_tests::loopfs::LoopFs;
-use dfstore_tests::mixed_load::{Kinds, Writer, place_remote_objects, until_written_back};
+use dfstore_tests::mixed_load::{Kinds, Writer, place_remote_objects, until_written_back, work_until};
 use dfstore_tests::scene::Scene;
 use dfstore_tests::until::let_pass;
 use http::Method;
@@ -75,23 +73,13 @@ fn cut_under_load(
     let pid = i32::try_from(scene.peer.process().pid())?;
     let pid = Pid::from_raw(pid).context("a process id")?;
     let kinds = Kinds { bucket_writes, disk_fails: true };
-    let stop = AtomicBool::new(false);
-    let load = &*choices;
-    thread::scope(|scope| {
-        let (scene, stop) = (&*scene, &stop);
-        let work = (0..).zip(&mut *writers).map(|(number, writer)| {
-            let choices = load.derive(number);
-            scope.spawn(move || writer.work(scene, kinds, choices, stop))
-        });
-        let working: Vec<_> = work.collect();
+    work_until(scene, writers, kinds, choices, || {
         let_pass(lifetime);
         let cut = disk.cut_power();
         // For a moment it goes on with a disk that answers nothing but errors: nothing may be acknowledged.
         let_pass(Duration::from_millis(aftermath_ms));
         let killed = kill_process(pid, Signal::KILL);
-        stop.store(true, Ordering::Relaxed);
-        let worked: Result<()> = working.into_iter().try_for_each(|writer| writer.join().expect("no panic"));
-        cut.and(worked).and(Ok(killed?))
+        cut.and(Ok(killed?))
     })?;
     scene.peer.kill9()?;
     disk.remount()

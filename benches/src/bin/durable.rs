@@ -39,13 +39,7 @@ struct Arguments {
 }
 
 fn main() -> ExitCode {
-    match run(&Arguments::parse()) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("error: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
+    dfstore_benches::exit_code(run(&Arguments::parse()))
 }
 
 /// The figures of a round: times of one write in microseconds, and writes per second.
