@@ -173,13 +173,19 @@ impl FolderService {
         let lists = request.uri().query().is_some_and(|query| query.contains("encoding-type="));
         let object = self.lock_of(request.uri().path());
         let is_part = request.uri().query().is_some_and(|query| query.contains("partNumber="));
-        let (_read, _write) = match *request.method() {
-            // Parts are sent side by side, and nobody sees them.
-            _ if is_part => (None, None),
-            Method::GET | Method::HEAD => (Some(object.read().await), None),
-            _ => (None, Some(object.write().await)),
-        };
-        let Ok(response) = self.service.call(request).await else {
+        let service = self.service.clone();
+        // To its end, though the client goes away: s3s-fs writes bytes and attributes one after the other, and one
+        // without the other is what no real server shows.
+        let called = tokio::spawn(async move {
+            let (_read, _write) = match *request.method() {
+                // Parts are sent side by side, and nobody sees them.
+                _ if is_part => (None, None),
+                Method::GET | Method::HEAD => (Some(object.read().await), None),
+                _ => (None, Some(object.write().await)),
+            };
+            service.call(request).await
+        });
+        let Ok(Ok(response)) = called.await else {
             return Ok(refusal(500, "InternalError", "s3s-fs cannot do this"));
         };
         if !lists || !response.status().is_success() {
