@@ -219,6 +219,7 @@ fn a_change_of_state_arrives_everywhere() {
 fn a_killed_node_is_gone_and_comes_back_as_another_life() {
     let seed = plan("s", 1).start();
     let (first, second) = (plan("a", 2).seeded(&seed).start(), plan("b", 3).seeded(&seed).start());
+    seed.sees_live(&["a", "b", "s"]);
     let before = second.sees_live(&["a", "b", "s"]);
     drop(first);
     for one in [&seed, &second] {
