@@ -1,6 +1,7 @@
 //! Replicas: made anew when a seed is gone for long enough, and not kept beyond need when it is back.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use dfstore_proto::message::NodeRole;
@@ -10,6 +11,8 @@ use dfstore_tests::eventually;
 use dfstore_tests::scene::{ASYNC, EPHEMERAL, PATIENCE};
 
 const PIECE: u64 = 4 << 20;
+/// A seed has to be missed, then given up, then its copies made anew: each takes seconds, more on a busy machine.
+const REPAIR_PATIENCE: Duration = Duration::from_secs(90);
 /// The only peer; the seeds stand before it.
 const PEER: usize = 3;
 
@@ -31,7 +34,7 @@ fn seeds_with(cluster: &Cluster, key: &str) -> Result<BTreeSet<String>> {
 }
 
 fn until_on(cluster: &Cluster, key: &str, count: usize) -> Result<BTreeSet<String>> {
-    eventually(&format!("{key} is on {count} seeds"), PATIENCE, || {
+    eventually(&format!("{key} is on {count} seeds"), REPAIR_PATIENCE, || {
         seeds_with(cluster, key).ok().filter(|seeds| seeds.len() == count)
     })
 }
