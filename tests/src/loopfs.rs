@@ -23,7 +23,7 @@ fcntl.ioctl(os.open(sys.argv[1], os.O_RDONLY), 0x8004587D, struct.pack('I', 2))"
 pub struct LoopFs {
     mount_point: PathBuf,
     image: PathBuf,
-    _folder: TempDir,
+    folder: TempDir,
 }
 
 impl LoopFs {
@@ -55,7 +55,11 @@ impl LoopFs {
         run(Command::new("mkfs.ext4").args(["-q", "-F", "-m", "0"]).args(options).arg(&image))?;
         let mount_point = folder.path().join("mounted");
         fs::create_dir(&mount_point)?;
-        let made = LoopFs { mount_point, image, _folder: folder };
+        // Shared, so that who made a namespace meanwhile (network namespaces are entered with one of mounts) does not
+        // keep the file system mounted when it is unmounted here.
+        run(Command::new("mount").arg("--bind").arg(folder.path()).arg(folder.path()))?;
+        let made = LoopFs { mount_point, image, folder };
+        run(Command::new("mount").arg("--make-shared").arg(made.folder.path()))?;
         made.mount()?;
         Ok(made)
     }
@@ -92,10 +96,11 @@ impl LoopFs {
 
 impl Drop for LoopFs {
     fn drop(&mut self) {
-        let unmounted = run(Command::new("umount").arg(&self.mount_point));
-        if unmounted.is_err() {
-            // Somebody still has a file open in it: it goes away with the last of them.
-            let _ = run(Command::new("umount").arg("--lazy").arg(&self.mount_point));
+        for mounted in [self.mount_point.as_path(), self.folder.path()] {
+            if run(Command::new("umount").arg(mounted)).is_err() {
+                // Somebody still has a file open in it: it goes away with the last of them.
+                let _ = run(Command::new("umount").arg("--lazy").arg(mounted));
+            }
         }
     }
 }
@@ -108,6 +113,9 @@ fn run(command: &mut Command) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use std::io::{BufRead, BufReader};
+    use std::process::Stdio;
+
     use super::*;
 
     #[test]
@@ -138,6 +146,23 @@ mod tests {
     }
 
     #[test]
+    fn a_namespace_made_meanwhile_does_not_keep_it_mounted() {
+        let Some(mut disk) = LoopFs::journaled(16 << 20) else { return };
+        let entered = ["--mount", "--propagation", "slave", "sh", "-c", "echo entered; read line"];
+        let (input, output) = (Stdio::piped(), Stdio::piped());
+        let mut other =
+            Command::new("unshare").args(entered).stdin(input).stdout(output).spawn().expect("unshare runs");
+        let mut line = String::new();
+        BufReader::new(other.stdout.take().expect("piped")).read_line(&mut line).expect("it speaks");
+        disk.cut_power().expect("the power fails");
+        disk.remount().expect("the power is back");
+        fs::write(disk.path().join("file"), "written").expect("it is another life of the file system");
+        drop(other.stdin.take());
+        other.wait().expect("it ends");
+        assert_eq!(line, "entered\n");
+    }
+
+    #[test]
     fn fills_up_and_goes_away() {
         let Some(small) = LoopFs::new(8 << 20) else { return };
         let path = small.path().to_path_buf();
@@ -145,6 +170,7 @@ mod tests {
         assert_eq!(error.kind(), std::io::ErrorKind::StorageFull);
         drop(small);
         let mounts = fs::read_to_string("/proc/self/mounts").expect("mounts");
-        assert!(!mounts.contains(&*path.to_string_lossy()));
+        let folder = path.parent().expect("it has one");
+        assert!(!mounts.contains(&*folder.to_string_lossy()));
     }
 }
