@@ -43,6 +43,15 @@ pub const CATALOG_MAILBOX: usize = 4096;
 pub const CATALOG_BATCH_CHANGES: usize = 256;
 /// See [`CATALOG_BATCH_CHANGES`].
 pub const CATALOG_BATCH_DELAY: Duration = Duration::from_millis(2);
+/// Size of the catalog's journal. Small in unit tests, so that they come round it.
+pub const JOURNAL_BYTES: usize = if cfg!(test) { 256 << 10 } else { 8 << 20 };
+/// The time that commits may stay in the journal alone, and how many operations of them.
+pub const JOURNAL_APPLY_DELAY: Duration = Duration::from_millis(50);
+/// See [`JOURNAL_APPLY_DELAY`].
+pub const JOURNAL_OPERATIONS_MAX: usize = 4 * CATALOG_BATCH_CHANGES;
+/// A piece of up to so many bytes that is all of its object is kept in the journal with its record, which costs one
+/// write to the disk before the answer, where another piece is synced in its file first.
+pub const JOURNAL_PIECE_BYTES_MAX: usize = 32 << 10;
 /// Bytes on disk taken ahead for the catalog; when fewer than the second are left more are taken. If there are none,
 /// what only adds is refused; with fewer than the third everything is. A transaction of [`CATALOG_BATCH_CHANGES`]
 /// changes writes at most about two pages for each.

@@ -11,8 +11,11 @@ use redb::backends::FileBackend;
 use redb::{BackendError, Builder, Database, DatabaseError, StorageBackend};
 
 use crate::catalog::database::{self, open_error};
+use crate::catalog::journal::Replay;
 use crate::catalog::{CatalogError, Loaded};
+use crate::rt::aligned::AlignedBytes;
 use crate::rt::disk_log;
+use crate::store::PieceFiles;
 
 const CACHE_BYTES: usize = 4 << 20;
 
@@ -88,12 +91,29 @@ impl StorageBackend for Logged {
     }
 }
 
-/// Opens a catalog from what a crash left of its file, as a start does.
-pub fn open_image(bytes: Vec<u8>) -> Result<Loaded, CatalogError> {
+/// Opens a catalog from what a crash left of its files, as a start does. No bytes are no file.
+pub fn open_image(bytes: Vec<u8>, journal: &[u8], pieces: &mut dyn PieceFiles) -> Result<Loaded, CatalogError> {
     let path = PathBuf::from("image");
+    let existed = !bytes.is_empty();
     let opened = database::builder(CACHE_BYTES).create_with_backend(Memory(Mutex::new(bytes)));
     let opened = opened.map_err(|error| open_error(&path, error))?;
-    database::Database::read(opened, path).map(|(_, loaded)| loaded)
+    let (database, identity) = database::Database::identified(opened, &path)?;
+    let damage = |error: redb::Error| CatalogError::Damaged { path: path.clone(), reason: error.to_string() };
+    let mut damaged = 0;
+    if let Some(mark) = identity.mark.filter(|_| existed) {
+        let replay = Replay::read(&path, aligned(journal), &identity.store_id, mark)?;
+        database.replay(&replay, pieces).map_err(damage)?;
+        damaged = replay.damaged;
+    }
+    let mut loaded = database.load(&path, identity.store_id)?;
+    loaded.damaged += damaged;
+    Ok(loaded)
+}
+
+fn aligned(bytes: &[u8]) -> AlignedBytes {
+    let mut aligned = AlignedBytes::zeroed(bytes.len());
+    aligned[..bytes.len()].copy_from_slice(bytes);
+    aligned
 }
 
 /// A file in memory.

@@ -1,9 +1,10 @@
 //! The catalog: what this peer knows durably about tasks, pieces, the write-back queue and uploads in progress.
 //!
-//! It owns `dataPath/catalog.redb` and one thread, the only one that touches it. [`Catalog::open`] reads everything
-//! and returns it as plain records; afterwards the catalog is only written, through [`CatalogHandle::commit`] from
-//! any thread. Commits are grouped: one transaction and one sync for many callers ([`writer`]). It knows neither the
-//! piece files nor what the records mean.
+//! It owns `dataPath/catalog.redb`, the database, `dataPath/catalog.journal`, and a thread for each, the only ones that
+//! touch them. [`Catalog::open`] reads everything and returns it as plain records; afterwards the catalog is only written,
+//! through [`CatalogHandle::commit`] from any thread. Commits are grouped, one write to the journal for many callers
+//! ([`writer`], [`journal`]), and taken into the database behind that ([`index`]). It does not know what the records mean,
+//! and of the piece files only that bytes can be written and synced there ([`PlainFiles`]).
 //!
 //! What can fail: opening (another process has it, another format, damage), and commits. On a full disk a commit is
 //! refused before it begins, and later ones may succeed ([`CatalogError::DiskFull`], [`room`]). After the first commit
@@ -16,7 +17,11 @@
 pub mod records;
 
 pub mod codec;
+pub mod journal;
+pub mod operations;
+
 mod database;
+mod index;
 #[cfg(test)]
 mod logged;
 mod room;
@@ -25,6 +30,7 @@ mod writer;
 #[cfg(test)]
 mod tests;
 
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -41,9 +47,10 @@ pub use records::{
 
 use crate::catalog::database::Database;
 use crate::catalog::room::Room;
-use crate::catalog::writer::{Message, Writer};
+use crate::catalog::writer::{Message, ToDatabase, Writer};
 use crate::limits::CATALOG_MAILBOX;
 use crate::rt::mailbox::{Sender, mailbox};
+use crate::store::PlainFiles;
 
 /// How long a commit may wait to be grouped with others.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -135,15 +142,17 @@ impl Catalog {
     /// Opens or creates the catalog of the data folder `dir` and reads all of it. Blocks. Records that are damaged
     /// are removed and counted.
     pub fn open(dir: &Path, cache_bytes: usize, observer: CommitObserver) -> Result<(Catalog, Loaded), CatalogError> {
-        let (database, loaded) = Database::open(dir, cache_bytes)?;
+        let mut pieces = PlainFiles::new(dir.to_path_buf());
+        let (database, journal, loaded) = Database::open(dir, cache_bytes, &mut pieces)?;
         let (sender, receiver) = mailbox(CATALOG_MAILBOX);
         let failed = Arc::new(AtomicBool::new(false));
         let room = Room::new(&dir.join(CATALOG_FILE));
         let full = CatalogError::DiskFull { dir: dir.to_path_buf() };
-        let writer = Writer::new(database, receiver, failed.clone(), (room, full), observer);
+        let no_thread = |error: io::Error| CatalogError::Open { path: dir.to_path_buf(), reason: error.to_string() };
+        let index = ToDatabase::start(database, journal.mark(), Box::new(pieces), room).map_err(no_thread)?;
+        let writer = Writer::new(journal, index, receiver, failed.clone(), full, observer);
         let thread = std::thread::Builder::new().name("catalog".to_owned()).spawn(move || writer.run());
-        let thread =
-            thread.map_err(|error| CatalogError::Open { path: dir.to_path_buf(), reason: error.to_string() })?;
+        let thread = thread.map_err(no_thread)?;
         Ok((Catalog { handle: CatalogHandle { sender, failed }, thread }, loaded))
     }
 

@@ -3,6 +3,7 @@
 //! Their encoding is specified in `store/FORMAT.md`; a change of a field needs a new record version there, in
 //! [`codec`](super::codec), and in the golden bytes.
 
+use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use dfstore_proto::ids::{ObjectName, TaskId};
@@ -162,6 +163,15 @@ pub enum Change {
         key: PieceKey,
         /// Its record.
         record: PieceRecord,
+    },
+    /// Keeps the bytes of a piece whose file was not synced, until it is. Its record is set by the same commit.
+    KeepPiece {
+        /// The piece.
+        key: PieceKey,
+        /// As in its record.
+        extents: ExtentList,
+        /// Its bytes.
+        bytes: Bytes,
     },
     /// Removes pieces of a version.
     RemovePieces {

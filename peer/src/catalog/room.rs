@@ -46,6 +46,7 @@ fn make_room(changes: &[Change]) -> bool {
         | Change::RemoveUpload { .. } => true,
         Change::PutTask { .. }
         | Change::PutPiece { .. }
+        | Change::KeepPiece { .. }
         | Change::PutWriteBack { .. }
         | Change::PutPart { .. }
         | Change::PutUpload { .. } => false,

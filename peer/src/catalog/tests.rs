@@ -1,9 +1,10 @@
 //! Tests of the catalog on real files: what comes back, order, groups, damage, versions, size.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
+use bytes::Bytes;
 use futures_util::future::join_all;
 use redb::backends::InMemoryBackend;
 use redb::{ReadableTable, StorageBackend, TableDefinition};
@@ -14,14 +15,16 @@ use dfstore_proto::object::ObjectMeta;
 
 use crate::catalog::database::Database;
 use crate::catalog::room::Room;
-use crate::catalog::writer::{Message, Writer};
+use crate::catalog::journal::{JOURNAL_FILE, Journal, Mark, Replay};
+use crate::catalog::operations::{self, Operation};
+use crate::catalog::writer::{Message, ToDatabase, Writer};
 use crate::catalog::{
     CATALOG_FILE, Catalog, CatalogError, Change, Durability, Loaded, PartRecord, PieceKey, PieceRecord, PieceSet,
     TaskRecord, TaskState, UploadStarted, WriteBackKind, WriteBackRecord,
 };
 use crate::rt::mailbox::mailbox;
 use crate::rt::shard::block_on;
-use crate::store::{Extent, ExtentList};
+use crate::store::{Extent, ExtentList, PieceFiles, PlainFiles, piece_file_path};
 
 const CACHE_BYTES: usize = 8 << 20;
 
@@ -289,10 +292,10 @@ fn refuses_another_format_version() {
     open(&dir).0.close();
     tamper(&dir, |transaction| {
         let mut meta = transaction.open_table(META).expect("opens");
-        meta.insert(b"format".as_slice(), 2u32.to_le_bytes().as_slice()).expect("writes");
+        meta.insert(b"format".as_slice(), 3u32.to_le_bytes().as_slice()).expect("writes");
     });
     let error = Catalog::open(dir.path(), CACHE_BYTES, Box::new(|_, _| ())).err().expect("it is refused");
-    assert!(matches!(error, CatalogError::Version { found: 2, known: 1, .. }), "{error}");
+    assert!(matches!(error, CatalogError::Version { found: 3, known: 2, .. }), "{error}");
 }
 
 /// Memory whose syncs fail when told to.
@@ -320,30 +323,83 @@ impl StorageBackend for Failing {
     }
 }
 
-#[test]
-fn after_a_failed_commit_every_later_one_is_refused() {
-    let fails = Arc::new(AtomicBool::new(false));
-    let backend = Failing { memory: InMemoryBackend::new(), fails: fails.clone() };
+/// Piece files whose syncs fail when told to.
+struct FailingPieces(Arc<AtomicBool>);
+
+impl PieceFiles for FailingPieces {
+    fn write(&mut self, _: &ExtentList, _: &[u8]) -> std::io::Result<()> {
+        Ok(())
+    }
+    fn sync(&mut self, _: u32) -> std::io::Result<()> {
+        if self.0.load(Ordering::SeqCst) { Err(std::io::ErrorKind::Other.into()) } else { Ok(()) }
+    }
+}
+
+/// Fails one of the things below a commit, and gives what the journal has after it.
+fn fail_one(database_fails: bool, pieces_fail: bool) -> Vec<u64> {
+    let dir = folder();
+    let (switch, never) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
+    let of = |fails: bool| if fails { switch.clone() } else { never.clone() };
+    let backend = Failing { memory: InMemoryBackend::new(), fails: of(database_fails) };
     let opened = redb::Database::builder().create_with_backend(backend).expect("opens");
-    let (database, _) = Database::read(opened, PathBuf::from("memory")).expect("reads");
+    let (database, identity) = Database::identified(opened, Path::new("memory")).expect("reads");
+    Journal::create(dir.path(), &identity.store_id).expect("a journal");
+    let (journal, _) = Journal::open(dir.path(), &identity.store_id, Mark::START).expect("opens");
+    let pieces = Box::new(FailingPieces(of(pieces_fail)));
+    let room = Room::new(Path::new("memory"));
+    let index = ToDatabase::start(database, Mark::START, pieces, room).expect("a thread");
     let (sender, receiver) = mailbox(8);
     let failed = Arc::new(AtomicBool::new(false));
-    let no_file = (Room::new(Path::new("memory")), CatalogError::Closed);
-    let writer = Writer::new(database, receiver, failed.clone(), no_file, Box::new(|_, _| ()));
+    let writer = Writer::new(journal, index, receiver, failed.clone(), CatalogError::Closed, Box::new(|_, _| ()));
     let thread = std::thread::spawn(move || writer.run());
+    let mut acknowledged = 0;
     run(async {
-        let commit = async || {
-            let changes = vec![Change::RemoveTask { task: task(1) }];
+        let commit = async |number: u64| {
+            let changes = kept(number);
             let call = sender.call(|reply| Message::Commit { changes, durability: Durability::Durable, reply });
             call.await.expect("it answers")
         };
-        assert_eq!(commit().await, Ok(()));
-        fails.store(true, Ordering::SeqCst);
-        let first = commit().await.expect_err("the sync failed");
+        assert_eq!(commit(0).await, Ok(()));
+        switch.store(true, Ordering::SeqCst);
+        // The journal takes some before the failure behind it is heard.
+        let first = loop {
+            acknowledged += 1;
+            match commit(acknowledged).await {
+                Ok(()) => assert!(acknowledged < 10_000, "nobody hears of it"),
+                Err(error) => break error,
+            }
+        };
         assert!(matches!(first, CatalogError::Failed { .. }) && failed.load(Ordering::SeqCst));
-        fails.store(false, Ordering::SeqCst);
-        assert_eq!(commit().await, Err(first), "a later sync that succeeds proves nothing");
+        switch.store(false, Ordering::SeqCst);
+        assert_eq!(commit(u64::MAX).await, Err(first), "a later sync that succeeds proves nothing");
     });
     drop(sender);
     thread.join().expect("ends");
+    let (_, replay) = Journal::open(dir.path(), &identity.store_id, Mark::START).expect("opens");
+    let numbers = replay.entries().flat_map(operations::decode).filter_map(|operation| match operation {
+        Ok(Operation::Keep { bytes, .. }) => Some(u64::from_le_bytes(bytes.try_into().expect("a number"))),
+        _ => None,
+    });
+    let numbers: Vec<u64> = numbers.collect();
+    assert!((0..acknowledged).all(|number| numbers.contains(&number)), "{acknowledged}: {numbers:?}");
+    numbers
 }
+
+/// A piece that the journal keeps: the bytes are its number.
+fn kept(number: u64) -> Vec<Change> {
+    let bytes = Bytes::copy_from_slice(&number.to_le_bytes());
+    let block = 2 + u32::try_from(number % 1000).expect("small");
+    let extents = ExtentList::new(&[Extent { file: 1, block, count: 1 }]).expect("one extent");
+    let key = PieceKey { task: task(number), generation: 1, number: 0 };
+    let record = PieceRecord { length: 8, crc32: crc32fast::hash(&bytes), extents: extents.clone() };
+    vec![Change::PutPiece { key, record }, Change::KeepPiece { key, extents, bytes }]
+}
+
+#[test]
+fn after_a_failure_behind_the_journal_every_commit_is_refused_and_the_journal_has_what_was_answered() {
+    for (database_fails, pieces_fail) in [(true, false), (false, true)] {
+        fail_one(database_fails, pieces_fail);
+    }
+}
+
+mod journaled;

@@ -1,20 +1,35 @@
-//! The catalog's thread: takes commits from the mailbox, groups them, applies each group in one transaction.
+//! The catalog's thread: takes commits from the mailbox, groups them, writes each group to the journal, answers, and
+//! hands it on to the database's thread.
 //!
-//! A commit that somebody waits for starts a transaction at once while commits come one at a time; when the last
-//! transaction served several, the next waits until half as many are there again, because a sync costs more than the
-//! wait: at most half as long as the last transaction took, and never more than [`CATALOG_BATCH_DELAY`]. Commits that
-//! nobody waits for are grouped for [`CATALOG_LAZY_DELAY`].
+//! A commit that somebody waits for is written at once while commits come one at a time; when the last group was of
+//! several, the next waits until half as many are there again, because a write costs more than the wait: at most half as
+//! long as the last one took, and never more than [`CATALOG_BATCH_DELAY`]. Commits that nobody waits for are grouped for
+//! [`CATALOG_LAZY_DELAY`].
+//!
+//! The database may be behind the journal by [`JOURNAL_OPERATIONS_MAX`] operations and by what the ring holds; then this
+//! thread waits for it. When the disk has little room every group waits until the database has the one before, so that
+//! what is refused for lack of room is refused before it begins. A commit that is too large for the journal goes to the
+//! database alone.
 
+use std::collections::VecDeque;
+use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use crate::catalog::database::Database;
+use crate::catalog::index::{Index, Report, ToIndex};
+use crate::catalog::journal::{Journal, Mark};
+use crate::catalog::operations::Operations;
 use crate::catalog::records::Change;
-use crate::catalog::room::Room;
+use crate::catalog::room::{Room, Standing};
 use crate::catalog::{CatalogError, CommitObserver, Durability};
-use crate::limits::{CATALOG_BATCH_CHANGES, CATALOG_BATCH_DELAY, CATALOG_LAZY_DELAY};
-use crate::rt::mailbox::{Receiver, oneshot};
+use crate::limits::{
+    CATALOG_BATCH_CHANGES, CATALOG_BATCH_DELAY, CATALOG_LAZY_DELAY, CATALOG_MAILBOX, JOURNAL_OPERATIONS_MAX,
+};
+use crate::rt::mailbox::{Receiver, Sender, mailbox, oneshot};
+use crate::store::PieceFiles;
 
 /// A message to the catalog's thread.
 pub enum Message {
@@ -33,17 +48,63 @@ pub enum Message {
 
 /// The thread's state.
 pub struct Writer {
-    database: Database,
+    journal: Journal,
+    index: ToDatabase,
     receiver: Receiver<Message>,
     /// Why the first commit that failed did.
     failure: Option<Arc<str>>,
     failed: Arc<AtomicBool>,
-    room: Room,
     /// What is said when there is no room.
     full: CatalogError,
     observer: CommitObserver,
-    /// Callers who waited for the last transaction, and how long it took.
+    /// Callers who waited for the last group, and how long it took.
     last: (usize, Duration),
+}
+
+/// The database's thread, as this one sees it.
+pub struct ToDatabase {
+    sender: Sender<ToIndex>,
+    reports: Receiver<Report>,
+    thread: JoinHandle<()>,
+    standing: Standing,
+    /// Entries that it has not reported yet, with the operations in each.
+    pending: VecDeque<(u64, usize)>,
+    pending_operations: usize,
+}
+
+impl ToDatabase {
+    /// Starts the thread.
+    pub fn start(database: Database, mark: Mark, pieces: Box<dyn PieceFiles>, mut room: Room) -> io::Result<ToDatabase> {
+        let (sender, receiver) = mailbox(CATALOG_MAILBOX);
+        let (reporter, reports) = mailbox(CATALOG_MAILBOX);
+        let standing = room.look();
+        let index = Index::new(database, mark, pieces, room, (receiver, reporter));
+        let thread = std::thread::Builder::new().name("catalog-index".to_owned()).spawn(move || index.run())?;
+        Ok(ToDatabase { sender, reports, thread, standing, pending: VecDeque::new(), pending_operations: 0 })
+    }
+
+    fn apply(&mut self, operations: Operations, mark: Mark) {
+        let count = operations.count() as usize;
+        self.pending.push_back((mark.sequence, count));
+        self.pending_operations += count;
+        // When it has ended, that is heard with the next report that does not come.
+        let _ = self.sender.send_blocking(ToIndex::Apply { operations, mark });
+    }
+
+    fn heard(&mut self, report: &Report) {
+        self.standing = report.standing;
+        while let Some((_, count)) = self.pending.pop_front_if(|(sequence, _)| *sequence <= report.sequence) {
+            self.pending_operations -= count;
+        }
+    }
+
+    fn close(self) {
+        let _ = self.sender.send_blocking(ToIndex::Close);
+        while self.reports.recv_blocking().is_some() {}
+        if self.thread.join().is_err() {
+            tracing::error!("the thread of the catalog's database panicked");
+        }
+    }
 }
 
 /// Changes of one caller, and how to answer.
@@ -65,15 +126,17 @@ struct Batch {
 }
 
 impl Writer {
-    /// A writer for an open database. `failed` is set when a commit fails. Without room, the error beside it is given.
+    /// A writer of this journal, for the database's thread. `failed` is set when a commit fails. Without room, `full` is
+    /// given.
     pub fn new(
-        database: Database,
+        journal: Journal,
+        index: ToDatabase,
         receiver: Receiver<Message>,
         failed: Arc<AtomicBool>,
-        (room, full): (Room, CatalogError),
+        full: CatalogError,
         observer: CommitObserver,
     ) -> Writer {
-        Writer { database, receiver, failure: None, failed, room, full, observer, last: (0, Duration::ZERO) }
+        Writer { journal, index, receiver, failure: None, failed, full, observer, last: (0, Duration::ZERO) }
     }
 
     /// Runs until told to close, or until every sender has gone.
@@ -86,9 +149,7 @@ impl Writer {
                 break;
             }
         }
-        if let Err(error) = self.database.close() {
-            tracing::error!(%error, "the catalog did not close cleanly; the next start checks it");
-        }
+        self.index.close();
     }
 
     /// Takes messages until the batch is full, or due, or the last one.
@@ -129,6 +190,7 @@ impl Writer {
 
     fn commit(&mut self, batch: Batch) {
         self.last.0 = batch.durable_count;
+        self.hear();
         let commits = self.with_room(batch.commits);
         let change_count = commits.iter().map(|commit| commit.changes.len()).sum();
         if change_count == 0 {
@@ -136,14 +198,13 @@ impl Writer {
         }
         let started = Instant::now();
         if self.failure.is_none() {
-            if let Err(error) = self.database.apply(commits.iter().flat_map(|commit| &commit.changes)) {
-                tracing::error!(%error, "a catalog commit failed: it takes no more changes");
-                self.failure = Some(error.to_string().into());
-                self.failed.store(true, Ordering::Release);
-            } else {
-                self.last.1 = started.elapsed();
-                (self.observer)(change_count, self.last.1);
-            }
+            let mut operations = Operations::default();
+            commits.iter().flat_map(|commit| &commit.changes).for_each(|change| operations.push(change));
+            self.write(operations);
+        }
+        if self.failure.is_none() {
+            self.last.1 = started.elapsed();
+            (self.observer)(change_count, self.last.1);
         }
         for commit in commits {
             let answer = match &self.failure {
@@ -155,12 +216,70 @@ impl Writer {
         }
     }
 
+    /// Makes operations durable: in the journal, or, when they are too many for it, in the database.
+    fn write(&mut self, operations: Operations) {
+        if !self.journal.can_hold(&operations) {
+            self.index.apply(operations, self.journal.mark());
+            return self.flush();
+        }
+        while self.failure.is_none()
+            && (self.index.pending_operations > JOURNAL_OPERATIONS_MAX || !self.journal.has_room(&operations))
+        {
+            self.flush();
+        }
+        if self.failure.is_some() {
+            return;
+        }
+        match self.journal.append(&operations) {
+            Ok(()) => self.index.apply(operations, self.journal.mark()),
+            Err(error) => self.fail(&error.to_string()),
+        }
+    }
+
+    /// Takes the reports that are there.
+    fn hear(&mut self) {
+        while let Some(report) = self.index.reports.try_recv() {
+            self.take(&report);
+        }
+    }
+
+    /// Waits until the database has everything, and has looked how much room there is.
+    fn flush(&mut self) {
+        let _ = self.index.sender.send_blocking(ToIndex::Flush);
+        loop {
+            let Some(report) = self.index.reports.recv_blocking() else {
+                return self.fail("the thread of the catalog's database has ended");
+            };
+            self.take(&report);
+            if report.flushed {
+                return;
+            }
+        }
+    }
+
+    fn take(&mut self, report: &Report) {
+        self.index.heard(report);
+        self.journal.let_go(report.sequence);
+        if let Some(reason) = report.failure.as_ref().filter(|_| self.failure.is_none()) {
+            self.fail(reason);
+        }
+    }
+
+    fn fail(&mut self, reason: &str) {
+        tracing::error!(error = reason, "a catalog commit failed: it takes no more changes");
+        self.failure = Some(reason.into());
+        self.failed.store(true, Ordering::Release);
+    }
+
     /// Refuses those for which the disk has no room; gives the others.
     fn with_room(&mut self, commits: Vec<Commit>) -> Vec<Commit> {
-        if commits.is_empty() {
+        if commits.is_empty() || self.failure.is_some() {
             return commits;
         }
-        let standing = self.room.look();
+        if self.index.standing != Standing::Enough {
+            self.flush();
+        }
+        let standing = self.index.standing;
         let (kept, refused): (Vec<_>, Vec<_>) =
             commits.into_iter().partition(|commit| standing.allows(&commit.changes));
         for commit in refused {

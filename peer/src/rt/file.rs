@@ -13,6 +13,7 @@ use std::sync::Arc;
 use rustix::fs::SeekFrom;
 
 use crate::limits::BLOCK_BYTES;
+use crate::rt::aligned::AlignedBytes;
 use crate::rt::arena::{Slot, SlotMut};
 #[cfg(test)]
 use crate::rt::disk_log as note;
@@ -45,6 +46,49 @@ pub fn open_direct(path: &Path, create_new: bool) -> io::Result<File> {
     Ok(file)
 }
 
+/// Opens `path` for direct I/O; each write is durable when it returns.
+pub fn open_direct_synced(path: &Path) -> io::Result<File> {
+    let flags = libc::O_DIRECT | libc::O_DSYNC | libc::O_CLOEXEC;
+    File::options().read(true).write(true).custom_flags(flags).open(path)
+}
+
+/// Writes all of a fresh file that was opened for direct I/O, durable when this returns.
+pub fn write_whole(file: &File, bytes: &AlignedBytes) -> io::Result<()> {
+    write_at(file, bytes, 0)?;
+    sync_all(file)
+}
+
+/// Writes whole blocks to a file of [`open_direct_synced`], durable when this returns.
+pub fn write_synced(file: &File, bytes: &[u8], offset: u64) -> io::Result<()> {
+    let written = write_at(file, bytes, offset);
+    note::sync(file).ended(&written);
+    written
+}
+
+/// Writes bytes to a file, whole blocks in aligned memory if it was opened for direct I/O.
+pub fn write_at(file: &File, bytes: &[u8], offset: u64) -> io::Result<()> {
+    let noted = note::write(file, offset, || bytes.to_vec());
+    let written = file.write_all_at(bytes, offset);
+    noted.ended(&written);
+    written
+}
+
+/// Makes what was written to a file durable (`fdatasync`).
+pub fn sync_data(file: &File) -> io::Result<()> {
+    let noted = note::sync(file);
+    let synced = file.sync_data();
+    noted.ended(&synced);
+    synced
+}
+
+/// Reads all whole blocks of a file that was opened for direct I/O.
+pub fn read_whole(file: &File) -> io::Result<AlignedBytes> {
+    let length = usize::try_from(file.metadata()?.len()).map_err(io::Error::other)?;
+    let mut bytes = AlignedBytes::zeroed(length / BLOCK_BYTES as usize * BLOCK_BYTES as usize);
+    file.read_exact_at(&mut bytes, 0)?;
+    Ok(bytes)
+}
+
 /// Has what the kernel remembers of a file written or forgotten, so that the next reads come from the disk. After a sync
 /// that failed, an earlier run may have left pages in memory that never reached it.
 pub fn forget_cached(path: &Path) -> io::Result<()> {
@@ -63,10 +107,8 @@ pub fn preallocate(file: &File, bytes: u64) -> io::Result<()> {
 /// Writes the start of a file through the page cache, durable when this returns: direct I/O wants aligned memory.
 pub fn write_start(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let plain = File::options().write(true).open(path)?;
-    let noted = note::write(&plain, 0, || bytes.to_vec());
-    let written = plain.write_all_at(bytes, 0);
-    noted.ended(&written);
-    written.and_then(|()| sync_all(&plain))
+    write_at(&plain, bytes, 0)?;
+    sync_all(&plain)
 }
 
 /// Gives a file of a folder another name in it, durable when this returns.

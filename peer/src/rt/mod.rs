@@ -3,6 +3,7 @@
 //! Only this module names monoio, and only this module holds `unsafe` code. Everything above it sees owned
 //! buffers ([`arena::SlotMut`], [`arena::Slot`]), [`file::DirectFile`], [`net`] streams and [`mailbox`] ends.
 
+pub mod aligned;
 pub mod arena;
 #[cfg(test)]
 pub mod disk_log;

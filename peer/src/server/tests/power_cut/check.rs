@@ -14,9 +14,10 @@ use tempfile::TempDir;
 
 use super::disk::{Image, ImageFile};
 use super::script::{Act, CAPACITY, target};
+use crate::catalog::journal::JOURNAL_FILE;
 use crate::catalog::{CATALOG_FILE, Loaded, TaskState, open_image};
 use crate::engine::{Inventory, TaskInventory};
-use crate::store::{ExtentList, SpaceOptions, StoreSeed, verify};
+use crate::store::{ExtentList, PieceFiles, SpaceOptions, StoreSeed, verify};
 
 /// Bytes of a header's block.
 const HEADER_BLOCK: usize = 4096;
@@ -83,7 +84,8 @@ impl Checker {
     /// What is wrong with an image, if anything is.
     pub fn check(&mut self, image: &Image<'_>, expected: &Expected) -> Result<(), String> {
         self.seen.images += 1;
-        let loaded = open_catalog(image)?;
+        let mut written = WrittenAgain::default();
+        let loaded = open_catalog(image, &mut written)?;
         if loaded.damaged > 0 {
             return Err(format!("{} records of the catalog are damaged", loaded.damaged));
         }
@@ -97,7 +99,7 @@ impl Checker {
             let content = |act: &Act| act.content().flatten().map(|(bytes, crc32)| (bytes.to_vec(), crc32));
             let allowed: Vec<_> = begun.iter().map(content).chain([certain.as_ref().and_then(content)]).collect();
             let is_certain = self
-                .check_key(image, found, &allowed, expected.bucket.get(key).copied())
+                .check_key(&Pieces { image, written: &written }, found, &allowed, expected.bucket.get(key).copied())
                 .map_err(|problem| format!("{key}: {problem}; acknowledged: {certain:?}; begun: {begun:?}"))?;
             self.seen.cut_off_there += u64::from(!is_certain);
         }
@@ -107,7 +109,7 @@ impl Checker {
     /// Gives whether it is what was acknowledged, not a write that was cut off.
     fn check_key(
         &mut self,
-        image: &Image<'_>,
+        pieces: &Pieces<'_>,
         found: Option<&TaskInventory>,
         allowed: &[Option<(Vec<u8>, u32)>],
         in_bucket: Option<u32>,
@@ -129,7 +131,7 @@ impl Checker {
         let position = allowed.iter().position(is_it);
         let position = position.ok_or_else(|| format!("a version of {length} bytes that nobody wrote"))?;
         let (bytes, _) = allowed[position].as_ref().expect("it has bytes");
-        let missing = missing_pieces(image, found, bytes)?;
+        let missing = missing_pieces(pieces, found, bytes)?;
         let is_clean = found.record.state == TaskState::Clean;
         if is_clean && !in_bucket_allowed {
             return Err(format!("clean, and the bucket has {in_bucket:?}"));
@@ -178,10 +180,31 @@ fn missing_is_fine(error: io::Error) -> io::Result<()> {
     if error.kind() == io::ErrorKind::NotFound { Ok(()) } else { Err(error) }
 }
 
-fn open_catalog(image: &Image<'_>) -> Result<Loaded, String> {
+/// Pieces that a start wrote again from the journal, over those of the image.
+#[derive(Default)]
+struct WrittenAgain(Vec<(ExtentList, Vec<u8>)>);
+
+impl PieceFiles for WrittenAgain {
+    fn write(&mut self, extents: &ExtentList, bytes: &[u8]) -> io::Result<()> {
+        self.0.push((extents.clone(), bytes.to_vec()));
+        Ok(())
+    }
+
+    fn sync(&mut self, _: u32) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// The bytes of pieces after a start.
+struct Pieces<'i> {
+    image: &'i Image<'i>,
+    written: &'i WrittenAgain,
+}
+
+fn open_catalog(image: &Image<'_>, written: &mut WrittenAgain) -> Result<Loaded, String> {
     let length = |file: &ImageFile<'_>| usize::try_from(file.length).expect("small");
-    let bytes = image.get(CATALOG_FILE).map_or_else(Vec::new, |file| file.read(0, length(file)));
-    open_image(bytes).map_err(|error| error.to_string())
+    let bytes = |name: &str| image.get(name).map_or_else(Vec::new, |file| file.read(0, length(file)));
+    open_image(bytes(CATALOG_FILE), &bytes(JOURNAL_FILE), written).map_err(|error| error.to_string())
 }
 
 /// No two records name the same block, whatever they belong to.
@@ -200,13 +223,13 @@ fn no_block_twice(loaded: &Loaded) -> Result<(), String> {
 }
 
 /// How many pieces of a version are lost; an error if one passes for good and is not.
-fn missing_pieces(image: &Image<'_>, found: &TaskInventory, bytes: &[u8]) -> Result<usize, String> {
+fn missing_pieces(pieces: &Pieces<'_>, found: &TaskInventory, bytes: &[u8]) -> Result<usize, String> {
     let piece_bytes = found.record.piece_bytes as usize;
     let mut whole = 0;
     for (number, record, _) in &found.pieces {
         let start = *number as usize * piece_bytes;
         let wanted = bytes.get(start..start + record.length as usize).ok_or("a piece behind the end")?;
-        let read = read_piece(image, &record.extents, record.length as usize);
+        let read = pieces.read(&record.extents, record.length as usize);
         if verify(&record.extents, &read, record.crc32).is_ok() {
             if read != wanted {
                 return Err(format!("piece {number} has wrong bytes"));
@@ -217,15 +240,20 @@ fn missing_pieces(image: &Image<'_>, found: &TaskInventory, bytes: &[u8]) -> Res
     Ok(bytes.len().div_ceil(piece_bytes) - whole)
 }
 
-fn read_piece(image: &Image<'_>, extents: &ExtentList, length: usize) -> Vec<u8> {
-    let mut read = Vec::new();
-    for extent in extents.iter() {
-        let name = format!("pieces-{:06}.dat", extent.file);
-        match image.get(&*name) {
-            Some(file) => read.extend(file.read(extent.offset_bytes(), extent.length_bytes())),
-            None => read.resize(read.len() + extent.length_bytes(), 0),
+impl Pieces<'_> {
+    fn read(&self, extents: &ExtentList, length: usize) -> Vec<u8> {
+        if let Some((_, bytes)) = self.written.0.iter().rev().find(|(written, _)| written == extents) {
+            return bytes[..length.min(bytes.len())].to_vec();
         }
+        let mut read = Vec::new();
+        for extent in extents.iter() {
+            let name = format!("pieces-{:06}.dat", extent.file);
+            match self.image.get(&*name) {
+                Some(file) => read.extend(file.read(extent.offset_bytes(), extent.length_bytes())),
+                None => read.resize(read.len() + extent.length_bytes(), 0),
+            }
+        }
+        read.truncate(length);
+        read
     }
-    read.truncate(length);
-    read
 }

@@ -4,7 +4,7 @@
 //! well; a change of a file's length likewise, and a name by a sync of the folder. Everything else is open: an [`Image`]
 //! has any of it, in whole, not at all, or torn at sectors of 512 or 4096 bytes, whatever came before or after it.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
 use crate::rt::disk_log::Event;
@@ -29,17 +29,16 @@ impl Dice {
     }
 }
 
-/// A change that is not certain yet.
-#[derive(Clone)]
-enum Change {
-    Length(u64),
-    Bytes { id: u64, offset: u64, bytes: Arc<[u8]>, done: bool },
+/// A change that is not certain yet, by its place in the log.
+struct Change {
+    id: u64,
+    done: bool,
+    what: What,
 }
 
-impl Change {
-    fn is_done(&self) -> bool {
-        !matches!(self, Change::Bytes { done: false, .. })
-    }
+enum What {
+    Length(u64),
+    Bytes { offset: u64, bytes: Arc<[u8]> },
 }
 
 #[derive(Default)]
@@ -56,8 +55,8 @@ struct DiskFile {
 /// A sync that has not ended.
 struct Sync {
     file: String,
-    /// Changes that it makes certain: the first so many of the open ones, those of them that were done.
-    covers: Vec<bool>,
+    /// Changes that it makes certain: those that were done when it began.
+    covers: HashSet<u64>,
 }
 
 /// Which syncs the disk forgets, for the canaries: by the file's name and how many syncs of it were before.
@@ -69,6 +68,8 @@ pub struct Disk {
     syncs: HashMap<u64, Sync>,
     counts: HashMap<String, usize>,
     forgets: Forgets,
+    /// Place of the next event in the log.
+    next: u64,
 }
 
 /// What becomes of an open change.
@@ -93,11 +94,13 @@ pub type Image<'d> = BTreeMap<&'d str, ImageFile<'d>>;
 impl Disk {
     /// An empty folder.
     pub fn new(forgets: Forgets) -> Disk {
-        Disk { files: BTreeMap::new(), syncs: HashMap::new(), counts: HashMap::new(), forgets }
+        Disk { files: BTreeMap::new(), syncs: HashMap::new(), counts: HashMap::new(), forgets, next: 0 }
     }
 
     /// The next thing happens.
     pub fn apply(&mut self, event: &Event) {
+        let place = self.next;
+        self.next += 1;
         match event {
             Event::Created { file } => drop(self.files.insert(file.clone(), DiskFile::default())),
             Event::Renamed { from, to } => {
@@ -105,14 +108,16 @@ impl Disk {
                 assert!(file.open.is_empty(), "it is synced before it gets its name");
                 self.files.insert(to.clone(), DiskFile { named: false, before: Some(from.clone()), ..file });
             }
-            Event::Resized { file, bytes } => self.file(file).open.push(Change::Length(*bytes)),
+            Event::Resized { file, bytes } => {
+                self.file(file).open.push(Change { id: place, done: true, what: What::Length(*bytes) });
+            }
             Event::Write { id, file, offset, bytes } => {
-                let change = Change::Bytes { id: *id, offset: *offset, bytes: bytes.clone(), done: false };
-                self.file(file).open.push(change);
+                let what = What::Bytes { offset: *offset, bytes: bytes.clone() };
+                self.file(file).open.push(Change { id: *id, done: false, what });
             }
             Event::Sync { id, file } => {
-                let covers =
-                    self.files.get(file).map_or_else(Vec::new, |file| file.open.iter().map(Change::is_done).collect());
+                let open = self.files.get(file).into_iter().flat_map(|file| &file.open);
+                let covers = open.filter(|change| change.done).map(|change| change.id).collect();
                 self.syncs.insert(*id, Sync { file: file.clone(), covers });
             }
             Event::Done { id } => self.done(*id),
@@ -126,13 +131,9 @@ impl Disk {
 
     fn done(&mut self, number: u64) {
         let Some(sync) = self.syncs.remove(&number) else {
-            let all = self.files.values_mut().flat_map(|file| &mut file.open);
-            for change in all {
-                if let Change::Bytes { id, done, .. } = change
-                    && *id == number
-                {
-                    *done = true;
-                }
+            let mut all = self.files.values_mut().flat_map(|file| &mut file.open);
+            if let Some(change) = all.find(|change| change.id == number) {
+                change.done = true;
             }
             return;
         };
@@ -145,14 +146,11 @@ impl Disk {
             self.files.values_mut().for_each(|file| file.named = true);
             return;
         }
-        // Another sync of the file that began earlier ended first: what it covered is gone from the front.
+        // What another sync of the file has covered meanwhile is open no more.
         let file = self.files.get_mut(&sync.file).expect("it was synced");
-        let mut covers = sync.covers.into_iter();
-        let (certain, open) = std::mem::take(&mut file.open).into_iter().partition(|_| covers.next() == Some(true));
-        file.open = open;
-        let certain: Vec<Change> = certain;
+        let is_covered = |change: &mut Change| sync.covers.contains(&change.id);
+        let certain: Vec<Change> = file.open.extract_if(.., is_covered).collect();
         certain.into_iter().for_each(|change| file.settle(change));
-        assert!(self.syncs.values().all(|other| other.file != sync.file), "one sync of a file at a time");
     }
 
     /// Number of open changes, names included.
@@ -206,9 +204,9 @@ impl Disk {
 
 impl DiskFile {
     fn settle(&mut self, change: Change) {
-        match change {
-            Change::Length(length) => self.bytes.resize(usize::try_from(length).expect("small"), 0),
-            Change::Bytes { offset, bytes, .. } => {
+        match change.what {
+            What::Length(length) => self.bytes.resize(usize::try_from(length).expect("small"), 0),
+            What::Bytes { offset, bytes } => {
                 let start = usize::try_from(offset).expect("small");
                 let end = (start + bytes.len()).max(self.bytes.len());
                 self.bytes.resize(end, 0);
@@ -220,12 +218,12 @@ impl DiskFile {
 
 impl<'d> ImageFile<'d> {
     fn apply(&mut self, change: &'d Change, fate: Fate) {
-        match (change, fate) {
+        match (&change.what, fate) {
             (_, Fate::Lost) => {}
             // A length is a number in the file system's journal: never torn.
-            (Change::Length(length), _) => self.length = *length,
-            (Change::Bytes { offset, bytes, .. }, Fate::Whole) => self.written.push((*offset, bytes)),
-            (Change::Bytes { offset, bytes, .. }, Fate::Torn(sector, seed)) => {
+            (What::Length(length), _) => self.length = *length,
+            (What::Bytes { offset, bytes }, Fate::Whole) => self.written.push((*offset, bytes)),
+            (What::Bytes { offset, bytes }, Fate::Torn(sector, seed)) => {
                 let mut dice = Dice(seed);
                 for (number, part) in bytes.chunks(sector).enumerate() {
                     if dice.below(2) == 0 {

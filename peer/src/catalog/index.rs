@@ -1,0 +1,138 @@
+//! The database's thread: takes what the journal holds into the database, many commits in one transaction, and says how
+//! far it has come.
+//!
+//! Nobody waits for it in ordinary times. It waits for company for [`JOURNAL_APPLY_DELAY`], unless there are enough
+//! changes for a transaction, or it is told to hurry. Pieces whose bytes the journal keeps are made durable in their
+//! files before the transaction that lets the journal forget them.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Instant;
+
+use crate::catalog::database::Database;
+use crate::catalog::journal::Mark;
+use crate::catalog::operations::Operations;
+use crate::catalog::room::{Room, Standing};
+use crate::limits::{CATALOG_BATCH_CHANGES, JOURNAL_APPLY_DELAY};
+use crate::rt::mailbox::{Receiver, Sender};
+use crate::store::PieceFiles;
+
+/// A message to the database's thread.
+pub enum ToIndex {
+    /// Apply these, which come after everything before.
+    Apply {
+        /// What to do.
+        operations: Operations,
+        /// Where the journal stands behind them.
+        mark: Mark,
+    },
+    /// Apply everything before this now, look how much room there is, and report.
+    Flush,
+    /// Apply everything before this, and end.
+    Close,
+}
+
+/// What the database's thread tells.
+pub struct Report {
+    /// It has the journal's entries up to this one.
+    pub sequence: u64,
+    /// Room on the disk after that.
+    pub standing: Standing,
+    /// Why it applies nothing any more.
+    pub failure: Option<Arc<str>>,
+    /// Whether this answers a [`ToIndex::Flush`].
+    pub flushed: bool,
+}
+
+/// The thread's state.
+pub struct Index {
+    database: Database,
+    pieces: Box<dyn PieceFiles>,
+    room: Room,
+    receiver: Receiver<ToIndex>,
+    reports: Sender<Report>,
+    mark: Mark,
+    failure: Option<Arc<str>>,
+}
+
+/// What goes into one transaction.
+#[derive(Default)]
+struct Batch {
+    operations: Vec<Operations>,
+    files: BTreeSet<u32>,
+    count: usize,
+    mark: Option<Mark>,
+    flush: bool,
+    last: bool,
+}
+
+impl Index {
+    /// A thread for a database that stands at `mark`.
+    pub fn new(
+        database: Database,
+        mark: Mark,
+        pieces: Box<dyn PieceFiles>,
+        room: Room,
+        (receiver, reports): (Receiver<ToIndex>, Sender<Report>),
+    ) -> Index {
+        Index { database, pieces, room, receiver, reports, mark, failure: None }
+    }
+
+    /// Runs until told to close, or until the sender has gone.
+    pub fn run(mut self) {
+        loop {
+            let batch = self.gather();
+            let (flushed, last) = (batch.flush, batch.last);
+            self.apply(batch);
+            let standing = self.room.look();
+            let report = Report { sequence: self.mark.sequence, standing, failure: self.failure.clone(), flushed };
+            let heard = self.reports.send_blocking(report).is_ok();
+            if last || !heard {
+                break;
+            }
+        }
+        if let Err(error) = self.database.close() {
+            tracing::error!(%error, "the catalog did not close cleanly; the next start checks it");
+        }
+    }
+
+    fn gather(&self) -> Batch {
+        let mut batch = Batch::default();
+        let mut due: Option<Instant> = None;
+        while !batch.last && !batch.flush && batch.count < CATALOG_BATCH_CHANGES {
+            let message = match due {
+                None => Some(self.receiver.recv_blocking().unwrap_or(ToIndex::Close)),
+                Some(due) => self.receiver.recv_blocking_timeout(due.saturating_duration_since(Instant::now())),
+            };
+            match message {
+                Some(ToIndex::Apply { operations, mark }) => {
+                    batch.count += operations.count() as usize;
+                    batch.files.extend(operations.files());
+                    batch.operations.push(operations);
+                    batch.mark = Some(mark);
+                    due.get_or_insert_with(|| Instant::now() + JOURNAL_APPLY_DELAY);
+                }
+                Some(ToIndex::Flush) => batch.flush = true,
+                Some(ToIndex::Close) => batch.last = true,
+                None => break,
+            }
+        }
+        batch
+    }
+
+    fn apply(&mut self, batch: Batch) {
+        let Some(mark) = batch.mark.filter(|_| self.failure.is_none()) else { return };
+        let synced = batch.files.iter().try_for_each(|file| self.pieces.sync(*file));
+        let applied = synced.map_err(redb::Error::from).and_then(|()| {
+            let rows = batch.operations.iter().map(Operations::bytes);
+            self.database.apply(rows, mark)
+        });
+        match applied {
+            Ok(()) => self.mark = mark,
+            Err(error) => {
+                tracing::error!(%error, "the catalog's database failed: it takes no more changes; the journal has them");
+                self.failure = Some(error.to_string().into());
+            }
+        }
+    }
+}

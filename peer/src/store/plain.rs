@@ -1,0 +1,67 @@
+//! The piece files for threads without a runtime: what the catalog's journal keeps is synced there, and after a crash
+//! written once more.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::io;
+use std::path::PathBuf;
+
+use crate::rt::file;
+use crate::store::extents::ExtentList;
+use crate::store::files::piece_file_path;
+
+/// What can be done to the piece files without a runtime.
+pub trait PieceFiles: Send {
+    /// Writes the bytes of a piece to its blocks once more. Blocks that no file has are left alone.
+    fn write(&mut self, extents: &ExtentList, bytes: &[u8]) -> io::Result<()>;
+
+    /// Makes what was written to a file durable.
+    fn sync(&mut self, file: u32) -> io::Result<()>;
+}
+
+/// The piece files of a data folder, each opened when it is first needed.
+pub struct PlainFiles {
+    dir: PathBuf,
+    open: HashMap<u32, File>,
+}
+
+impl PlainFiles {
+    /// Those of `dir`.
+    pub fn new(dir: PathBuf) -> PlainFiles {
+        PlainFiles { dir, open: HashMap::new() }
+    }
+
+    fn open(&mut self, number: u32) -> io::Result<&File> {
+        if !self.open.contains_key(&number) {
+            let file = File::options().read(true).write(true).open(piece_file_path(&self.dir, number))?;
+            self.open.insert(number, file);
+        }
+        Ok(&self.open[&number])
+    }
+}
+
+impl PieceFiles for PlainFiles {
+    fn write(&mut self, extents: &ExtentList, bytes: &[u8]) -> io::Result<()> {
+        let mut rest = bytes;
+        for extent in extents {
+            let (part, left) = rest.split_at(rest.len().min(extent.length_bytes()));
+            rest = left;
+            let file = match self.open(extent.file) {
+                // The piece is lost, which the store finds, with all others of the file.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+                file => file?,
+            };
+            if extent.offset_bytes() + extent.length_bytes() as u64 <= file.metadata()?.len() {
+                file::write_at(file, part, extent.offset_bytes())?;
+            }
+        }
+        Ok(())
+    }
+
+    fn sync(&mut self, file: u32) -> io::Result<()> {
+        match self.open(file) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            open => file::sync_data(open?),
+        }
+    }
+}
