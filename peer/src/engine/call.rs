@@ -5,6 +5,7 @@
 
 use std::sync::Arc;
 
+use bytes::Bytes;
 use dfstore_proto::ids::TaskId;
 use dfstore_proto::message::{self, Message};
 use dfstore_proto::object::{PieceRun, Source};
@@ -124,6 +125,8 @@ pub struct WrittenPiece {
     pub crc32: u32,
     /// Where it lies; dropped, the space is free again.
     pub reservation: Reservation,
+    /// Its bytes, if they are few: then the catalog can keep them until the file is synced.
+    pub bytes: Option<Bytes>,
 }
 
 /// An object that a listing must show (or hide) although the backend does not (or does) have it.

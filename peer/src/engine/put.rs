@@ -1,7 +1,7 @@
 //! Writing an object: admission, pieces in any order, one commit.
 //!
-//! What is promised when [`Owner::commit`] returns: in the asynchronous mode the bytes are synced and the catalog's
-//! record of them, with the entry in the write-back queue, is durable; in the synchronous mode the backend has the
+//! What is promised when [`Owner::commit`] returns: in the asynchronous mode the bytes are synced, or, if they are few,
+//! durable in the catalog's journal, and the catalog's record of them, with the entry in the write-back queue, is durable; in the synchronous mode the backend has the
 //! object; an ephemeral object is as durable as an asynchronous one and has no queue entry. Until then nobody sees
 //! anything of it, and a crash leaves nothing of it: nothing durable names its blocks.
 
@@ -9,10 +9,11 @@ use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::rc::Rc;
 
+use bytes::Bytes;
 use dfstore_proto::crc::whole_crc32;
 use dfstore_proto::object::{ObjectMeta, WriteMode};
 
-use crate::catalog::{Change, Durability, TaskState, WriteBackKind, WriteBackRecord};
+use crate::catalog::{Change, Durability, PieceKey, TaskState, WriteBackKind, WriteBackRecord};
 use crate::engine::call::{Ticket, WrittenPiece};
 use crate::engine::context::DirtyHold;
 use crate::engine::error::ObjectError;
@@ -45,6 +46,8 @@ struct Written {
     length: u64,
     crc32: u32,
     pieces: Vec<StoredPiece>,
+    /// Bytes of the only piece, if they are few: the catalog keeps them, and the piece need not be synced.
+    kept: Option<Bytes>,
 }
 
 impl Owner {
@@ -141,9 +144,9 @@ impl Owner {
         state.mode.set(request.mode.unwrap_or(state.request.mode));
         state.replicas.set(request.replicas.unwrap_or(state.request.replicas));
         let written = state.take_written(request.length, request.crc32)?;
-        if let Err(error) = self.store.sync(written.pieces.iter().map(|piece| piece.lease.extents())).await {
-            written.give_back();
-            return Err(error.into());
+        if written.kept.is_none() {
+            let synced = self.store.sync(written.pieces.iter().map(|piece| piece.lease.extents())).await;
+            synced.inspect_err(|_| written.give_back())?;
         }
         self.make_version(&state, &written).await
     }
@@ -258,7 +261,9 @@ impl Owner {
         }
         written.store_into(&version);
         let queued = (state == TaskState::Dirty).then(|| self.new_entry(task, WriteBackKind::Put, generation));
-        self.record_replacement(task, &version, queued.as_ref()).await?;
+        let mut changes = self.replacement(task, &version, queued.as_ref());
+        changes.extend(written.keep_change(&version));
+        self.context.catalog.commit(changes, Durability::Durable).await?;
         if state != TaskState::Clean {
             // The upload's own hold ends with it: for a moment both count, never neither.
             let hold = self.context.dirty.hold();
@@ -279,13 +284,17 @@ impl Owner {
         version: &Version,
         queued: Option<&WriteBackRecord>,
     ) -> Result<(), ObjectError> {
+        Ok(self.context.catalog.commit(self.replacement(task, version, queued), Durability::Durable).await?)
+    }
+
+    fn replacement(&self, task: &Task, version: &Version, queued: Option<&WriteBackRecord>) -> Vec<Change> {
         let mut changes = task.current().map_or_else(Vec::new, |before| before.forgetting());
         changes.push(self.record_change(task, version));
         changes.extend(version.piece_changes());
         // A multipart upload of the version before is of no use any more; its record goes with its parts.
         changes.push(Change::RemoveWriteBack { task: version.task });
         changes.extend(queued.map(|record| Change::PutWriteBack { task: version.task, record: record.clone() }));
-        Ok(self.context.catalog.commit(changes, Durability::Durable).await?)
+        changes
     }
 
     fn put_done(&self, version: &Version) -> PutDone {
@@ -324,6 +333,13 @@ impl Written {
         }
     }
 
+    /// Has the catalog keep the bytes that were not synced.
+    fn keep_change(&self, version: &Version) -> Option<Change> {
+        let key = PieceKey { task: version.task, generation: version.generation, number: 0 };
+        let extents = self.pieces.first()?.lease.extents().clone();
+        self.kept.clone().map(|bytes| Change::KeepPiece { key, extents, bytes })
+    }
+
     /// Frees the space of pieces that the catalog was never told of. After a failed commit nobody knows whether it was:
     /// then the space stays taken until the next start.
     fn give_back(&self) {
@@ -355,10 +371,11 @@ impl UploadState {
                 self.request.target.name
             )));
         }
+        let kept = pieces.get(&0).filter(|_| pieces.len() == 1).and_then(|piece| piece.bytes.clone());
         let pieces = pieces
             .into_values()
             .map(|piece| StoredPiece { length: piece.length, crc32: piece.crc32, lease: piece.reservation.keep() })
             .collect();
-        Ok(Written { length, crc32: whole, pieces })
+        Ok(Written { length, crc32: whole, pieces, kept })
     }
 }

@@ -6,6 +6,7 @@
 use std::cell::Cell;
 use std::rc::Rc;
 
+use bytes::Bytes;
 use dfstore_proto::ids::TaskId;
 
 use crate::engine::Engine;
@@ -13,7 +14,7 @@ use crate::engine::call::{Ticket, WrittenPiece};
 use crate::engine::error::ObjectError;
 use crate::engine::fetch::busy;
 use crate::engine::request::{CommitRequest, PutDone};
-use crate::limits::ADMISSION_TIMEOUT;
+use crate::limits::{ADMISSION_TIMEOUT, JOURNAL_PIECE_BYTES_MAX};
 use crate::rt::arena::{Holder, SlotMut};
 use crate::rt::time::timeout;
 use crate::store::seal;
@@ -63,8 +64,9 @@ impl Upload {
             )));
         }
         engine.admit(*task, ticket.upload, number, length).await?;
+        let bytes = (slot.len() <= JOURNAL_PIECE_BYTES_MAX).then(|| Bytes::copy_from_slice(&slot));
         let reservation = engine.write_new(slot).await?;
-        let piece = WrittenPiece { number, length, crc32: found, reservation };
+        let piece = WrittenPiece { number, length, crc32: found, reservation, bytes };
         engine.written(*task, ticket.upload, piece).await?;
         Ok(found)
     }
