@@ -1,13 +1,12 @@
 //! The database's thread: takes what the journal holds into the database, many commits in one transaction, and says how
 //! far it has come.
 //!
-//! Nobody waits for it in ordinary times. It waits for company for [`JOURNAL_APPLY_DELAY`], unless there are enough
-//! changes for a transaction, or it is told to hurry. Pieces whose bytes the journal keeps are made durable in their
+//! Nobody waits for it in ordinary times. It waits for company for [`JOURNAL_APPLY_DELAY`], unless it is woken because
+//! there is enough for a transaction, or because somebody does wait. Pieces whose bytes the journal keeps are made durable in their
 //! files before the transaction that lets the journal forget them.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::time::Instant;
 
 use crate::catalog::database::Database;
 use crate::catalog::journal::Mark;
@@ -66,6 +65,25 @@ struct Batch {
     last: bool,
 }
 
+impl Batch {
+    fn take(&mut self, message: ToIndex) {
+        match message {
+            ToIndex::Apply { operations, mark } => {
+                self.count += operations.count() as usize;
+                self.files.extend(operations.files());
+                self.operations.push(operations);
+                self.mark = Some(mark);
+            }
+            ToIndex::Flush => self.flush = true,
+            ToIndex::Close => self.last = true,
+        }
+    }
+
+    fn is_due(&self) -> bool {
+        self.last || self.flush || self.count >= CATALOG_BATCH_CHANGES
+    }
+}
+
 impl Index {
     /// A thread for a database that stands at `mark`.
     pub fn new(
@@ -98,24 +116,15 @@ impl Index {
 
     fn gather(&self) -> Batch {
         let mut batch = Batch::default();
-        let mut due: Option<Instant> = None;
-        while !batch.last && !batch.flush && batch.count < CATALOG_BATCH_CHANGES {
-            let message = match due {
-                None => Some(self.receiver.recv_blocking().unwrap_or(ToIndex::Close)),
-                Some(due) => self.receiver.recv_blocking_timeout(due.saturating_duration_since(Instant::now())),
-            };
-            match message {
-                Some(ToIndex::Apply { operations, mark }) => {
-                    batch.count += operations.count() as usize;
-                    batch.files.extend(operations.files());
-                    batch.operations.push(operations);
-                    batch.mark = Some(mark);
-                    due.get_or_insert_with(|| Instant::now() + JOURNAL_APPLY_DELAY);
-                }
-                Some(ToIndex::Flush) => batch.flush = true,
-                Some(ToIndex::Close) => batch.last = true,
-                None => break,
-            }
+        batch.take(self.receiver.recv_blocking().unwrap_or(ToIndex::Close));
+        if !batch.is_due() {
+            // Not woken by each message: that would cost those who wait for the journal.
+            std::thread::park_timeout(JOURNAL_APPLY_DELAY);
+        }
+        while !batch.is_due()
+            && let Some(message) = self.receiver.try_recv()
+        {
+            batch.take(message);
         }
         batch
     }

@@ -89,6 +89,15 @@ impl ToDatabase {
         self.pending_operations += count;
         // When it has ended, that is heard with the next report that does not come.
         let _ = self.sender.send_blocking(ToIndex::Apply { operations, mark });
+        if self.pending_operations >= CATALOG_BATCH_CHANGES {
+            self.thread.thread().unpark();
+        }
+    }
+
+    /// Tells it something that it is not to keep waiting.
+    fn urge(&self, message: ToIndex) {
+        let _ = self.sender.send_blocking(message);
+        self.thread.thread().unpark();
     }
 
     fn heard(&mut self, report: &Report) {
@@ -99,7 +108,7 @@ impl ToDatabase {
     }
 
     fn close(self) {
-        let _ = self.sender.send_blocking(ToIndex::Close);
+        self.urge(ToIndex::Close);
         while self.reports.recv_blocking().is_some() {}
         if self.thread.join().is_err() {
             tracing::error!("the thread of the catalog's database panicked");
@@ -197,11 +206,9 @@ impl Writer {
             return;
         }
         let started = Instant::now();
-        if self.failure.is_none() {
-            let mut operations = Operations::default();
-            commits.iter().flat_map(|commit| &commit.changes).for_each(|change| operations.push(change));
-            self.write(operations);
-        }
+        let mut operations = Operations::default();
+        commits.iter().flat_map(|commit| &commit.changes).for_each(|change| operations.push(change));
+        let in_journal = self.failure.is_none() && self.write(&mut operations);
         if self.failure.is_none() {
             self.last.1 = started.elapsed();
             (self.observer)(change_count, self.last.1);
@@ -214,26 +221,29 @@ impl Writer {
             // Whoever stopped waiting needs no answer.
             let _ = commit.reply.send(answer);
         }
+        if in_journal {
+            self.index.apply(operations, self.journal.mark());
+        }
     }
 
-    /// Makes operations durable: in the journal, or, when they are too many for it, in the database.
-    fn write(&mut self, operations: Operations) {
-        if !self.journal.can_hold(&operations) {
-            self.index.apply(operations, self.journal.mark());
-            return self.flush();
+    /// Makes operations durable: in the journal, from where the database is still to get them, or, when they are too many
+    /// for it, in the database. Gives whether the journal has them.
+    fn write(&mut self, operations: &mut Operations) -> bool {
+        if !self.journal.can_hold(operations) {
+            self.index.apply(std::mem::take(operations), self.journal.mark());
+            self.flush();
+            return false;
         }
         while self.failure.is_none()
-            && (self.index.pending_operations > JOURNAL_OPERATIONS_MAX || !self.journal.has_room(&operations))
+            && (self.index.pending_operations > JOURNAL_OPERATIONS_MAX || !self.journal.has_room(operations))
         {
             self.flush();
         }
         if self.failure.is_some() {
-            return;
+            return false;
         }
-        match self.journal.append(&operations) {
-            Ok(()) => self.index.apply(operations, self.journal.mark()),
-            Err(error) => self.fail(&error.to_string()),
-        }
+        let appended = self.journal.append(operations);
+        appended.map_err(|error| self.fail(&error.to_string())).is_ok()
     }
 
     /// Takes the reports that are there.
@@ -245,7 +255,7 @@ impl Writer {
 
     /// Waits until the database has everything, and has looked how much room there is.
     fn flush(&mut self) {
-        let _ = self.index.sender.send_blocking(ToIndex::Flush);
+        self.index.urge(ToIndex::Flush);
         loop {
             let Some(report) = self.index.reports.recv_blocking() else {
                 return self.fail("the thread of the catalog's database has ended");
