@@ -2,8 +2,8 @@
 //! far it has come.
 //!
 //! Nobody waits for it in ordinary times. It waits for company for [`JOURNAL_APPLY_DELAY`], unless it is woken because
-//! there is enough for a transaction, or because somebody does wait. Pieces whose bytes the journal keeps are made durable in their
-//! files before the transaction that lets the journal forget them.
+//! there is enough for a transaction, or because somebody does wait. Pieces whose bytes the journal keeps are made durable
+//! in their files before the transaction that lets the journal forget them.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;

@@ -291,11 +291,6 @@ impl Journal {
         }
     }
 
-    /// Whether the database has everything.
-    pub fn is_let_go(&self) -> bool {
-        self.held.is_empty()
-    }
-
     fn ring_blocks(&self) -> u32 {
         self.block_count - FIRST_BLOCK
     }

@@ -14,9 +14,9 @@ use dfstore_proto::ids::{ObjectName, TaskId};
 use dfstore_proto::object::ObjectMeta;
 
 use crate::catalog::database::Database;
-use crate::catalog::room::Room;
 use crate::catalog::journal::{JOURNAL_FILE, Journal, Mark, Replay};
 use crate::catalog::operations::{self, Operation};
+use crate::catalog::room::Room;
 use crate::catalog::writer::{Message, ToDatabase, Writer};
 use crate::catalog::{
     CATALOG_FILE, Catalog, CatalogError, Change, Durability, Loaded, PartRecord, PieceKey, PieceRecord, PieceSet,

@@ -74,7 +74,12 @@ pub struct ToDatabase {
 
 impl ToDatabase {
     /// Starts the thread.
-    pub fn start(database: Database, mark: Mark, pieces: Box<dyn PieceFiles>, mut room: Room) -> io::Result<ToDatabase> {
+    pub fn start(
+        database: Database,
+        mark: Mark,
+        pieces: Box<dyn PieceFiles>,
+        mut room: Room,
+    ) -> io::Result<ToDatabase> {
         let (sender, receiver) = mailbox(CATALOG_MAILBOX);
         let (reporter, reports) = mailbox(CATALOG_MAILBOX);
         let standing = room.look();

@@ -1,9 +1,9 @@
 //! Writing an object: admission, pieces in any order, one commit.
 //!
 //! What is promised when [`Owner::commit`] returns: in the asynchronous mode the bytes are synced, or, if they are few,
-//! durable in the catalog's journal, and the catalog's record of them, with the entry in the write-back queue, is durable; in the synchronous mode the backend has the
-//! object; an ephemeral object is as durable as an asynchronous one and has no queue entry. Until then nobody sees
-//! anything of it, and a crash leaves nothing of it: nothing durable names its blocks.
+//! in the catalog's journal, and the catalog's record of them is durable, with the entry in the write-back queue; in the
+//! synchronous mode the backend has the object; an ephemeral object is as durable as an asynchronous one and has no queue
+//! entry. Until then nobody sees anything of it, and a crash leaves nothing of it: nothing durable names its blocks.
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
