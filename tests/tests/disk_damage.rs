@@ -30,7 +30,7 @@ struct Object {
     payload: Payload,
 }
 
-/// A stopped peer with objects of all kinds, and copies of its files.
+/// A killed peer with objects of all kinds, and copies of its files.
 struct Furnished {
     scene: Scene,
     objects: Vec<Object>,
@@ -53,7 +53,8 @@ fn furnished() -> Result<Furnished> {
     for object in objects.iter().filter(|object| object.mode == ASYNC) {
         scene.put(&object.key, object.mode, object.payload)?;
     }
-    scene.peer.terminate()?;
+    // Killed, so that the journal of the catalog has what the index has not.
+    scene.peer.kill9()?;
     let mut copies = Vec::new();
     for entry in fs::read_dir(scene.peer.data_path())? {
         let path = entry?.path();

@@ -21,7 +21,8 @@ use http::Method;
 
 const PIECE: u64 = 4 << 20;
 const TWO_PIECES: u64 = PIECE + 12_345;
-const CATALOG: &str = "catalog.redb";
+/// The files of the catalog.
+const CATALOG: [&str; 2] = ["catalog.redb", "catalog.journal"];
 
 fn clean() -> Payload {
     Payload::new(1, TWO_PIECES)
@@ -50,10 +51,12 @@ fn furnished(data_path: &Path, catalog_folder: &Path) -> Result<Scene> {
         spec.capacity = "128MiB".to_owned();
     })?;
     scene.peer.terminate()?;
-    let (here, there) = (data_path.join(CATALOG), catalog_folder.join(CATALOG));
-    fs::copy(&here, &there)?;
-    fs::remove_file(&here)?;
-    symlink(there, here)?;
+    for name in CATALOG {
+        let (here, there) = (data_path.join(name), catalog_folder.join(name));
+        fs::copy(&here, &there)?;
+        fs::remove_file(&here)?;
+        symlink(there, here)?;
+    }
     scene.peer.restart()?;
     scene.put("clean", SYNC, clean())?;
     scene.put("ephemeral", EPHEMERAL, ephemeral())?;
@@ -143,6 +146,30 @@ fn a_failed_sync_of_the_catalog_stops_writes_and_nothing_else() -> Result<()> {
     scene.peer.kill9()?;
     disk.remount()?;
     all_is_well_after_a_restart(&mut scene)
+}
+
+#[test]
+fn a_small_object_outlives_a_disk_that_fails_before_its_piece_is_synced() -> Result<()> {
+    let Some(mut disk) = LoopFs::journaled(320 << 20) else { return Ok(()) };
+    let elsewhere = dirs::temporary("catalog")?;
+    let data_path = disk.path().join("data");
+    let mut scene = furnished(&data_path, elsewhere.path())?;
+    let small = Payload::new(6, 20_000);
+    let target = target(BUCKET, "small");
+    let mut client = NativeClient::connect(scene.peer.address(), &target)?;
+    let staged = client.stage(&target, &small.bytes(), WriteMode::AsyncWriteBack)?;
+    disk.fail()?;
+    client.commit(staged).context("its bytes are in the journal, which is on another disk")?;
+    scene.peer.metrics_until("it is noticed", PATIENCE, |metrics| metrics.sum("dfstore_store_poisoned", &[]) == 1.0)?;
+    expect(&scene.try_put("refused", ASYNC, small)?, 503);
+    scene.peer.kill9()?;
+    disk.remount()?;
+    scene.peer.restart()?;
+    scene.read("small", small)?;
+    scene.read("dirty", dirty())?;
+    scene.backend.set_rules([]);
+    scene.until_written_back("small", small)?;
+    scene.peer.terminate().map(drop)
 }
 
 #[test]

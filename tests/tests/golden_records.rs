@@ -4,9 +4,12 @@
 
 use std::fmt::Debug;
 
+use bytes::Bytes;
 use dfstore_peer::catalog::codec::{self, Record};
+use dfstore_peer::catalog::journal::{self, Mark};
+use dfstore_peer::catalog::operations::Operations;
 use dfstore_peer::catalog::{
-    PartRecord, PieceKey, PieceRecord, TaskRecord, TaskState, UploadRecord, UploadStarted, WriteBackKind,
+    Change, PartRecord, PieceKey, PieceRecord, TaskRecord, TaskState, UploadRecord, UploadStarted, WriteBackKind,
     WriteBackRecord,
 };
 use dfstore_peer::store::{Extent, ExtentList, Header, HeaderError};
@@ -14,7 +17,8 @@ use dfstore_proto::ids::{ObjectName, TaskId};
 use dfstore_proto::object::ObjectMeta;
 
 const GUIDE: &str = "The bytes on disk have changed, and disks with the old ones are out there. Raise the version of \
-    the record (peer/src/catalog/codec.rs) or of the piece files (peer/src/store/files.rs), keep a reader for the old \
+    the record (peer/src/catalog/codec.rs), of the piece files (peer/src/store/files.rs) or of the journal \
+    (peer/src/catalog/journal.rs), keep a reader for the old \
     version or refuse it with a message, describe it in peer/src/store/FORMAT.md, then correct the bytes here.";
 
 fn task() -> TaskId {
@@ -176,6 +180,39 @@ fn part_records() {
     let key = codec::part_key(&task(), 10_000);
     assert_eq!(hex(&key[32..]), "00002710", "{GUIDE}");
     check(&key, &PartRecord { etag: "\"p1\"".to_owned(), crc32: 0xcbf4_3926 }, "010422703122a6f2d0df0c80c88e24");
+}
+
+#[test]
+fn journals() {
+    let id = *b"0123456789abcdef";
+    let golden = "4446534a4f55524e010000003031323334353637383961626364656600080000bb88bd0c";
+    assert_eq!(hex(&journal::encode_header(&id, 2048)), golden, "\n{GUIDE}\n");
+    let mark = Mark { sequence: 258, block: 17 };
+    assert_eq!(hex(&mark.to_bytes()), "020100000000000011000000", "\n{GUIDE}\n");
+    assert_eq!(Mark::from_bytes(&mark.to_bytes()), Some(mark));
+    assert_eq!(Mark::from_bytes(&mark.to_bytes()[1..]), None);
+    let entry = |number, changes: &[Change]| {
+        let mut operations = Operations::default();
+        changes.iter().for_each(|change| operations.push(change));
+        hex(&journal::encode_entry(&id, number, &operations))
+    };
+    let of_task = |golden: &str| {
+        let task = hex(task().as_bytes());
+        golden.replace("TASK", &task).split_whitespace().collect::<String>()
+    };
+    let example = entry(1, &[Change::RemoveUpload { task: task(), number: 7 }]);
+    let golden = "4446534a 654bbac4 0100000000000000 30000000 01000000 0104280000000000 TASK 0000000000000007";
+    assert_eq!(example, of_task(golden), "\n{GUIDE}\n");
+    let piece = PieceKey { task: task(), generation: 2, number: 3 };
+    let kept = Change::KeepPiece { key: piece, files: Vec::new(), bytes: Bytes::from_static(b"bytes") };
+    let record = PartRecord { etag: "e".to_owned(), crc32: 1 };
+    let two = entry(2, &[Change::PutPart { task: task(), number: 1, record }, kept]);
+    let golden = "4446534a 91065df7 0200000000000000 6d000000 02000000 0003240008000000 TASK 00000001 01016501108e8ecd \
+        03012c0005000000 TASK 000000000000000200000003 6279746573";
+    assert_eq!(two, of_task(golden), "\n{GUIDE}\n");
+    let range = entry(3, &[Change::RemoveParts { task: task() }]);
+    let golden = "4446534a ea6373fb 0300000000000000 50000000 01000000 0203240024000000 TASK 00000000 TASK ffffffff";
+    assert_eq!(range, of_task(golden), "\n{GUIDE}\n");
 }
 
 #[test]

@@ -85,6 +85,9 @@ impl Database {
             database.replay(&replay, pieces).map_err(damage)?;
         }
         let mut loaded = database.load(&path, identity.store_id)?;
+        if replay.damaged > 0 {
+            tracing::error!(entries = replay.damaged, "entries of the catalog's journal are damaged and left out");
+        }
         loaded.damaged += replay.damaged;
         Ok((database, journal, loaded))
     }

@@ -14,7 +14,7 @@ use crate::catalog::operations::Operations;
 use crate::catalog::room::{Room, Standing};
 use crate::limits::{CATALOG_BATCH_CHANGES, JOURNAL_APPLY_DELAY};
 use crate::rt::mailbox::{Receiver, Sender};
-use crate::store::PieceFiles;
+use crate::store::SharedFile;
 
 /// A message to the database's thread.
 pub enum ToIndex {
@@ -46,7 +46,6 @@ pub struct Report {
 /// The thread's state.
 pub struct Index {
     database: Database,
-    pieces: Box<dyn PieceFiles>,
     room: Room,
     receiver: Receiver<ToIndex>,
     reports: Sender<Report>,
@@ -58,7 +57,7 @@ pub struct Index {
 #[derive(Default)]
 struct Batch {
     operations: Vec<Operations>,
-    files: BTreeSet<u32>,
+    files: BTreeSet<SharedFile>,
     count: usize,
     mark: Option<Mark>,
     flush: bool,
@@ -70,7 +69,7 @@ impl Batch {
         match message {
             ToIndex::Apply { operations, mark } => {
                 self.count += operations.count() as usize;
-                self.files.extend(operations.files());
+                self.files.extend(operations.files().iter().cloned());
                 self.operations.push(operations);
                 self.mark = Some(mark);
             }
@@ -89,11 +88,10 @@ impl Index {
     pub fn new(
         database: Database,
         mark: Mark,
-        pieces: Box<dyn PieceFiles>,
         room: Room,
         (receiver, reports): (Receiver<ToIndex>, Sender<Report>),
     ) -> Index {
-        Index { database, pieces, room, receiver, reports, mark, failure: None }
+        Index { database, room, receiver, reports, mark, failure: None }
     }
 
     /// Runs until told to close, or until the sender has gone.
@@ -131,7 +129,7 @@ impl Index {
 
     fn apply(&mut self, batch: Batch) {
         let Some(mark) = batch.mark.filter(|_| self.failure.is_none()) else { return };
-        let synced = batch.files.iter().try_for_each(|file| self.pieces.sync(*file));
+        let synced = batch.files.iter().try_for_each(SharedFile::sync);
         let applied = synced.map_err(redb::Error::from).and_then(|()| {
             let rows = batch.operations.iter().map(Operations::bytes);
             self.database.apply(rows, mark)

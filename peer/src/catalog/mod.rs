@@ -4,7 +4,7 @@
 //! touch them. [`Catalog::open`] reads everything and returns it as plain records; afterwards the catalog is only written,
 //! through [`CatalogHandle::commit`] from any thread. Commits are grouped, one write to the journal for many callers
 //! ([`writer`], [`journal`]), and taken into the database behind that ([`index`]). It does not know what the records mean,
-//! and of the piece files only that bytes can be written and synced there ([`PlainFiles`]).
+//! and of the piece files only that they can be synced, and written at a start ([`PlainFiles`]).
 //!
 //! What can fail: opening (another process has it, another format, damage), and commits. On a full disk a commit is
 //! refused before it begins, and later ones may succeed ([`CatalogError::DiskFull`], [`room`]). After the first commit
@@ -149,7 +149,7 @@ impl Catalog {
         let room = Room::new(&dir.join(CATALOG_FILE));
         let full = CatalogError::DiskFull { dir: dir.to_path_buf() };
         let no_thread = |error: io::Error| CatalogError::Open { path: dir.to_path_buf(), reason: error.to_string() };
-        let index = ToDatabase::start(database, journal.mark(), Box::new(pieces), room).map_err(no_thread)?;
+        let index = ToDatabase::start(database, journal.mark(), room).map_err(no_thread)?;
         let writer = Writer::new(journal, index, receiver, failed.clone(), full, observer);
         let thread = std::thread::Builder::new().name("catalog".to_owned()).spawn(move || writer.run());
         let thread = thread.map_err(no_thread)?;

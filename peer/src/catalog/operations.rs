@@ -9,6 +9,7 @@ use dfstore_proto::ids::TaskId;
 
 use crate::catalog::codec::{self, Damaged};
 use crate::catalog::records::{Change, PieceKey, PieceSet};
+use crate::store::SharedFile;
 
 /// A table of the database, as a number in operations.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -75,7 +76,7 @@ const HEAD_BYTES: usize = 8;
 pub struct Operations {
     bytes: Vec<u8>,
     count: u32,
-    files: BTreeSet<u32>,
+    files: BTreeSet<SharedFile>,
 }
 
 impl Operations {
@@ -88,8 +89,8 @@ impl Operations {
                 self.remove_range(TableId::Pieces, &piece_key(task, 0, 0), &piece_key(task, u64::MAX, u32::MAX));
             }
             Change::PutPiece { key, record } => self.put(TableId::Pieces, &codec::piece_key(key), record),
-            Change::KeepPiece { key, extents, bytes } => {
-                self.files.extend(extents.iter().map(|extent| extent.file));
+            Change::KeepPiece { key, files, bytes } => {
+                self.files.extend(files.iter().cloned());
                 self.add(KEEP, TableId::Pieces, &codec::piece_key(key), bytes);
             }
             Change::RemovePieces { task, generation, pieces } => self.remove_pieces(task, *generation, pieces),
@@ -122,7 +123,7 @@ impl Operations {
     }
 
     /// Piece files that hold pieces kept here.
-    pub fn files(&self) -> &BTreeSet<u32> {
+    pub fn files(&self) -> &BTreeSet<SharedFile> {
         &self.files
     }
 

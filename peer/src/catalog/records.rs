@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use dfstore_proto::ids::{ObjectName, TaskId};
 use dfstore_proto::object::ObjectMeta;
 
+use crate::store::SharedFile;
 use crate::store::extents::ExtentList;
 
 /// Where the version of a task stands.
@@ -168,8 +169,8 @@ pub enum Change {
     KeepPiece {
         /// The piece.
         key: PieceKey,
-        /// As in its record.
-        extents: ExtentList,
+        /// The files that it was written to.
+        files: Vec<SharedFile>,
         /// Its bytes.
         bytes: Bytes,
     },

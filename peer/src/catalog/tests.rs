@@ -1,5 +1,8 @@
 //! Tests of the catalog on real files: what comes back, order, groups, damage, versions, size.
 
+use std::fs::File;
+use std::io::pipe;
+use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -24,7 +27,7 @@ use crate::catalog::{
 };
 use crate::rt::mailbox::mailbox;
 use crate::rt::shard::block_on;
-use crate::store::{Extent, ExtentList, PieceFiles, PlainFiles, piece_file_path};
+use crate::store::{Extent, ExtentList, PieceFiles, PlainFiles, SharedFile, piece_file_path};
 
 const CACHE_BYTES: usize = 8 << 20;
 
@@ -323,31 +326,21 @@ impl StorageBackend for Failing {
     }
 }
 
-/// Piece files whose syncs fail when told to.
-struct FailingPieces(Arc<AtomicBool>);
-
-impl PieceFiles for FailingPieces {
-    fn write(&mut self, _: &ExtentList, _: &[u8]) -> std::io::Result<()> {
-        Ok(())
-    }
-    fn sync(&mut self, _: u32) -> std::io::Result<()> {
-        if self.0.load(Ordering::SeqCst) { Err(std::io::ErrorKind::Other.into()) } else { Ok(()) }
-    }
-}
-
 /// Fails one of the things below a commit, and gives what the journal has after it.
 fn fail_one(database_fails: bool, pieces_fail: bool) -> Vec<u64> {
     let dir = folder();
-    let (switch, never) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
-    let of = |fails: bool| if fails { switch.clone() } else { never.clone() };
-    let backend = Failing { memory: InMemoryBackend::new(), fails: of(database_fails) };
+    let switch = Arc::new(AtomicBool::new(false));
+    let fails = if database_fails { switch.clone() } else { Arc::default() };
+    let backend = Failing { memory: InMemoryBackend::new(), fails };
     let opened = redb::Database::builder().create_with_backend(backend).expect("opens");
     let (database, identity) = Database::identified(opened, Path::new("memory")).expect("reads");
     Journal::create(dir.path(), &identity.store_id).expect("a journal");
     let (journal, _) = Journal::open(dir.path(), &identity.store_id, Mark::START).expect("opens");
-    let pieces = Box::new(FailingPieces(of(pieces_fail)));
+    // The kernel refuses to sync a pipe.
+    let (pipe, _other_end) = pipe().expect("a pipe");
+    let (good, bad) = (piece_file(&dir), SharedFile::new(2, Arc::new(File::from(OwnedFd::from(pipe)))));
     let room = Room::new(Path::new("memory"));
-    let index = ToDatabase::start(database, Mark::START, pieces, room).expect("a thread");
+    let index = ToDatabase::start(database, Mark::START, room).expect("a thread");
     let (sender, receiver) = mailbox(8);
     let failed = Arc::new(AtomicBool::new(false));
     let writer = Writer::new(journal, index, receiver, failed.clone(), CatalogError::Closed, Box::new(|_, _| ()));
@@ -355,7 +348,8 @@ fn fail_one(database_fails: bool, pieces_fail: bool) -> Vec<u64> {
     let mut acknowledged = 0;
     run(async {
         let commit = async |number: u64| {
-            let changes = kept(number);
+            let is_good = !(pieces_fail && switch.load(Ordering::SeqCst));
+            let changes = kept(number, if is_good { &good } else { &bad });
             let call = sender.call(|reply| Message::Commit { changes, durability: Durability::Durable, reply });
             call.await.expect("it answers")
         };
@@ -385,14 +379,19 @@ fn fail_one(database_fails: bool, pieces_fail: bool) -> Vec<u64> {
     numbers
 }
 
+/// Piece file 1 of the folder, which is made.
+fn piece_file(dir: &TempDir) -> SharedFile {
+    SharedFile::new(1, Arc::new(File::create(piece_file_path(dir.path(), 1)).expect("a file")))
+}
+
 /// A piece that the journal keeps: the bytes are its number.
-fn kept(number: u64) -> Vec<Change> {
+fn kept(number: u64, file: &SharedFile) -> Vec<Change> {
     let bytes = Bytes::copy_from_slice(&number.to_le_bytes());
     let block = 2 + u32::try_from(number % 1000).expect("small");
     let extents = ExtentList::new(&[Extent { file: 1, block, count: 1 }]).expect("one extent");
     let key = PieceKey { task: task(number), generation: 1, number: 0 };
-    let record = PieceRecord { length: 8, crc32: crc32fast::hash(&bytes), extents: extents.clone() };
-    vec![Change::PutPiece { key, record }, Change::KeepPiece { key, extents, bytes }]
+    let record = PieceRecord { length: 8, crc32: crc32fast::hash(&bytes), extents };
+    vec![Change::PutPiece { key, record }, Change::KeepPiece { key, files: vec![file.clone()], bytes }]
 }
 
 #[test]

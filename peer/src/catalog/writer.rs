@@ -29,7 +29,6 @@ use crate::limits::{
     CATALOG_BATCH_CHANGES, CATALOG_BATCH_DELAY, CATALOG_LAZY_DELAY, CATALOG_MAILBOX, JOURNAL_OPERATIONS_MAX,
 };
 use crate::rt::mailbox::{Receiver, Sender, mailbox, oneshot};
-use crate::store::PieceFiles;
 
 /// A message to the catalog's thread.
 pub enum Message {
@@ -74,16 +73,11 @@ pub struct ToDatabase {
 
 impl ToDatabase {
     /// Starts the thread.
-    pub fn start(
-        database: Database,
-        mark: Mark,
-        pieces: Box<dyn PieceFiles>,
-        mut room: Room,
-    ) -> io::Result<ToDatabase> {
+    pub fn start(database: Database, mark: Mark, mut room: Room) -> io::Result<ToDatabase> {
         let (sender, receiver) = mailbox(CATALOG_MAILBOX);
         let (reporter, reports) = mailbox(CATALOG_MAILBOX);
         let standing = room.look();
-        let index = Index::new(database, mark, pieces, room, (receiver, reporter));
+        let index = Index::new(database, mark, room, (receiver, reporter));
         let thread = std::thread::Builder::new().name("catalog-index".to_owned()).spawn(move || index.run())?;
         Ok(ToDatabase { sender, reports, thread, standing, pending: VecDeque::new(), pending_operations: 0 })
     }

@@ -262,7 +262,7 @@ impl Owner {
         written.store_into(&version);
         let queued = (state == TaskState::Dirty).then(|| self.new_entry(task, WriteBackKind::Put, generation));
         let mut changes = self.replacement(task, &version, queued.as_ref());
-        changes.extend(written.keep_change(&version));
+        changes.extend(self.keep_change(written, &version).inspect_err(|_| written.give_back())?);
         self.context.catalog.commit(changes, Durability::Durable).await?;
         if state != TaskState::Clean {
             // The upload's own hold ends with it: for a moment both count, never neither.
@@ -295,6 +295,14 @@ impl Owner {
         changes.push(Change::RemoveWriteBack { task: version.task });
         changes.extend(queued.map(|record| Change::PutWriteBack { task: version.task, record: record.clone() }));
         changes
+    }
+
+    /// Has the catalog keep the bytes that were not synced.
+    fn keep_change(&self, written: &Written, version: &Version) -> Result<Option<Change>, ObjectError> {
+        let (Some(bytes), Some(piece)) = (&written.kept, written.pieces.first()) else { return Ok(None) };
+        let key = PieceKey { task: version.task, generation: version.generation, number: 0 };
+        let files = self.store.shared_files(piece.lease.extents())?;
+        Ok(Some(Change::KeepPiece { key, files, bytes: bytes.clone() }))
     }
 
     fn put_done(&self, version: &Version) -> PutDone {
@@ -331,13 +339,6 @@ impl Written {
         for (number, piece) in (0..).zip(&self.pieces) {
             version.put_stored(number, piece.clone());
         }
-    }
-
-    /// Has the catalog keep the bytes that were not synced.
-    fn keep_change(&self, version: &Version) -> Option<Change> {
-        let key = PieceKey { task: version.task, generation: version.generation, number: 0 };
-        let extents = self.pieces.first()?.lease.extents().clone();
-        self.kept.clone().map(|bytes| Change::KeepPiece { key, extents, bytes })
     }
 
     /// Frees the space of pieces that the catalog was never told of. After a failed commit nobody knows whether it was:

@@ -22,6 +22,7 @@ use crate::store::allocate::Cursor;
 use crate::store::extents::{Extent, ExtentList, blocks_of};
 use crate::store::files::{io_error, piece_file_path};
 use crate::store::lease::{Held, Lease, Reservation};
+use crate::store::plain::SharedFile;
 use crate::store::space::{Growth, Space, SpaceStats};
 
 /// Makes a filled slot ready for the store: pads it with zeros to whole blocks, freezes it, and computes the piece's
@@ -135,6 +136,16 @@ impl PieceStore {
             syncs.push(self.sync_file(file));
         }
         try_join_all(syncs).await.map(|_| ())
+    }
+
+    /// The files of these extents, for a thread that is to sync them later.
+    pub fn shared_files(&self, extents: &ExtentList) -> Result<Vec<SharedFile>, StoreError> {
+        let shared = |extent: &Extent| {
+            let Extent { file: number, block, .. } = *extent;
+            let file = self.0.space.file(number).ok_or(StoreError::OutsideFiles { file: number, block })?;
+            Ok(SharedFile::new(number, file.file.clone()))
+        };
+        extents.into_iter().map(shared).collect()
     }
 
     async fn sync_file(&self, file: Rc<OpenFile>) -> Result<(), StoreError> {

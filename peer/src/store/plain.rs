@@ -1,17 +1,58 @@
 //! The piece files for threads without a runtime: what the catalog's journal keeps is synced there, and after a crash
 //! written once more.
 
+use std::cmp::Ordering;
 use std::collections::HashMap;
 use std::fs::File;
 use std::io;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use crate::rt::file;
 use crate::store::extents::ExtentList;
 use crate::store::files::piece_file_path;
 
-/// What can be done to the piece files without a runtime.
-pub trait PieceFiles: Send {
+/// A piece file of a store that is open, for another thread to sync. One of a number is as good as another.
+#[derive(Clone, Debug)]
+pub struct SharedFile {
+    number: u32,
+    file: Arc<File>,
+}
+
+impl SharedFile {
+    /// The file with this number.
+    pub fn new(number: u32, file: Arc<File>) -> SharedFile {
+        SharedFile { number, file }
+    }
+
+    /// Makes what was written to it durable. Blocks.
+    pub fn sync(&self) -> io::Result<()> {
+        file::sync_data(&self.file)
+    }
+}
+
+impl Ord for SharedFile {
+    fn cmp(&self, other: &SharedFile) -> Ordering {
+        self.number.cmp(&other.number)
+    }
+}
+
+impl PartialOrd for SharedFile {
+    fn partial_cmp(&self, other: &SharedFile) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl PartialEq for SharedFile {
+    fn eq(&self, other: &SharedFile) -> bool {
+        self.number == other.number
+    }
+}
+
+impl Eq for SharedFile {}
+
+/// What a start does to the piece files before the store is open.
+pub trait PieceFiles {
     /// Writes the bytes of a piece to its blocks once more. Blocks that no file has are left alone.
     fn write(&mut self, extents: &ExtentList, bytes: &[u8]) -> io::Result<()>;
 

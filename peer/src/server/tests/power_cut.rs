@@ -153,9 +153,11 @@ fn whatever_a_power_cut_leaves_holds_what_was_acknowledged() {
 fn a_sync_that_is_left_out_is_noticed() {
     let recording = record(7);
     let commit: Forgets = |file, _| file == "catalog.redb";
+    let journal: Forgets = |file, _| file == "catalog.journal";
     let pieces: Forgets = |file, before| file.starts_with("pieces-") && before > 0;
     let names: Forgets = |file, _| file.is_empty();
-    for (forgotten, forgets, words) in [("commit", commit, ""), ("pieces", pieces, " are lost"), ("names", names, "")] {
+    let all = [("commit", commit, ""), ("journal", journal, ""), ("pieces", pieces, " are lost"), ("names", names, "")];
+    for (forgotten, forgets, words) in all {
         let problem = recording.replay(7, 0, 3, forgets).map(|seen| seen.images).expect_err(forgotten);
         eprintln!("without {forgotten}: {problem}");
         assert!(problem.contains(words), "{forgotten}: {problem}");
