@@ -12,7 +12,7 @@ use dfstore_peer::catalog::{
     Change, PartRecord, PieceKey, PieceRecord, TaskRecord, TaskState, UploadRecord, UploadStarted, WriteBackKind,
     WriteBackRecord,
 };
-use dfstore_peer::store::{Extent, ExtentList, Header, HeaderError};
+use dfstore_peer::store::{Extent, ExtentList, Header, HeaderError, UnsyncedPiece};
 use dfstore_proto::ids::{ObjectName, TaskId};
 use dfstore_proto::object::ObjectMeta;
 
@@ -204,7 +204,11 @@ fn journals() {
     let golden = "4446534a 654bbac4 0100000000000000 30000000 01000000 0104280000000000 TASK 0000000000000007";
     assert_eq!(example, of_task(golden), "\n{GUIDE}\n");
     let piece = PieceKey { task: task(), generation: 2, number: 3 };
-    let kept = Change::KeepPiece { key: piece, files: Vec::new(), bytes: Bytes::from_static(b"bytes") };
+    let kept = Change::KeepPiece {
+        key: piece,
+        piece: UnsyncedPiece::written_to(Vec::new()),
+        bytes: Bytes::from_static(b"bytes"),
+    };
     let record = PartRecord { etag: "e".to_owned(), crc32: 1 };
     let two = entry(2, &[Change::PutPart { task: task(), number: 1, record }, kept]);
     let golden = "4446534a 91065df7 0200000000000000 6d000000 02000000 0003240008000000 TASK 00000001 01016501108e8ecd \

@@ -6,6 +6,7 @@
 //! in their files before the transaction that lets the journal forget them.
 
 use std::collections::BTreeSet;
+use std::io;
 use std::sync::Arc;
 
 use crate::catalog::database::Database;
@@ -14,7 +15,7 @@ use crate::catalog::operations::Operations;
 use crate::catalog::room::{Room, Standing};
 use crate::limits::{CATALOG_BATCH_CHANGES, JOURNAL_APPLY_DELAY};
 use crate::rt::mailbox::{Receiver, Sender};
-use crate::store::SharedFile;
+use crate::store::{SharedFile, UnsyncedPiece};
 
 /// A message to the database's thread.
 pub enum ToIndex {
@@ -57,7 +58,6 @@ pub struct Index {
 #[derive(Default)]
 struct Batch {
     operations: Vec<Operations>,
-    files: BTreeSet<SharedFile>,
     count: usize,
     mark: Option<Mark>,
     flush: bool,
@@ -69,7 +69,6 @@ impl Batch {
         match message {
             ToIndex::Apply { operations, mark } => {
                 self.count += operations.count() as usize;
-                self.files.extend(operations.files().iter().cloned());
                 self.operations.push(operations);
                 self.mark = Some(mark);
             }
@@ -129,7 +128,7 @@ impl Index {
 
     fn apply(&mut self, batch: Batch) {
         let Some(mark) = batch.mark.filter(|_| self.failure.is_none()) else { return };
-        let synced = batch.files.iter().try_for_each(SharedFile::sync);
+        let synced = sync(batch.operations.iter().flat_map(Operations::unsynced));
         let applied = synced.map_err(redb::Error::from).and_then(|()| {
             let rows = batch.operations.iter().map(Operations::bytes);
             self.database.apply(rows, mark)
@@ -142,4 +141,14 @@ impl Index {
             }
         }
     }
+}
+
+/// Makes pieces durable in their files.
+fn sync<'a>(pieces: impl Iterator<Item = &'a UnsyncedPiece>) -> io::Result<()> {
+    let mut files = BTreeSet::<&SharedFile>::new();
+    for piece in pieces {
+        piece.written()?;
+        files.extend(piece.files());
+    }
+    files.into_iter().try_for_each(SharedFile::sync)
 }

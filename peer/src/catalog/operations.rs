@@ -3,13 +3,11 @@
 //! A change becomes one or more operations on keys and encoded values, so that a record is encoded once, for both. The
 //! layout is specified in `store/FORMAT.md`.
 
-use std::collections::BTreeSet;
-
 use dfstore_proto::ids::TaskId;
 
 use crate::catalog::codec::{self, Damaged};
 use crate::catalog::records::{Change, PieceKey, PieceSet};
-use crate::store::SharedFile;
+use crate::store::UnsyncedPiece;
 
 /// A table of the database, as a number in operations.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -76,7 +74,7 @@ const HEAD_BYTES: usize = 8;
 pub struct Operations {
     bytes: Vec<u8>,
     count: u32,
-    files: BTreeSet<SharedFile>,
+    unsynced: Vec<UnsyncedPiece>,
 }
 
 impl Operations {
@@ -89,8 +87,8 @@ impl Operations {
                 self.remove_range(TableId::Pieces, &piece_key(task, 0, 0), &piece_key(task, u64::MAX, u32::MAX));
             }
             Change::PutPiece { key, record } => self.put(TableId::Pieces, &codec::piece_key(key), record),
-            Change::KeepPiece { key, files, bytes } => {
-                self.files.extend(files.iter().cloned());
+            Change::KeepPiece { key, piece, bytes } => {
+                self.unsynced.push(piece.clone());
                 self.add(KEEP, TableId::Pieces, &codec::piece_key(key), bytes);
             }
             Change::RemovePieces { task, generation, pieces } => self.remove_pieces(task, *generation, pieces),
@@ -122,9 +120,9 @@ impl Operations {
         self.count
     }
 
-    /// Piece files that hold pieces kept here.
-    pub fn files(&self) -> &BTreeSet<SharedFile> {
-        &self.files
+    /// The pieces kept here.
+    pub fn unsynced(&self) -> &[UnsyncedPiece] {
+        &self.unsynced
     }
 
     fn put<R: codec::Record>(&mut self, table: TableId, key: &[u8], record: &R) {

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use dfstore_proto::ids::{ObjectName, TaskId};
 use dfstore_proto::object::ObjectMeta;
 
-use crate::store::SharedFile;
+use crate::store::UnsyncedPiece;
 use crate::store::extents::ExtentList;
 
 /// Where the version of a task stands.
@@ -169,8 +169,8 @@ pub enum Change {
     KeepPiece {
         /// The piece.
         key: PieceKey,
-        /// The files that it was written to.
-        files: Vec<SharedFile>,
+        /// How it stands with its file.
+        piece: UnsyncedPiece,
         /// Its bytes.
         bytes: Bytes,
     },

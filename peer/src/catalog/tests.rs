@@ -27,7 +27,7 @@ use crate::catalog::{
 };
 use crate::rt::mailbox::mailbox;
 use crate::rt::shard::block_on;
-use crate::store::{Extent, ExtentList, PieceFiles, PlainFiles, SharedFile, piece_file_path};
+use crate::store::{Extent, ExtentList, PieceFiles, PlainFiles, SharedFile, UnsyncedPiece, piece_file_path};
 
 const CACHE_BYTES: usize = 8 << 20;
 
@@ -326,19 +326,17 @@ impl StorageBackend for Failing {
     }
 }
 
-/// Fails one of the things below a commit, and gives what the journal has after it.
-fn fail_one(database_fails: bool, pieces_fail: bool) -> Vec<u64> {
+/// Fails one of the things below a commit, the database or a piece that is given.
+fn fail_one(bad: Option<UnsyncedPiece>) {
     let dir = folder();
     let switch = Arc::new(AtomicBool::new(false));
-    let fails = if database_fails { switch.clone() } else { Arc::default() };
+    let fails = if bad.is_none() { switch.clone() } else { Arc::default() };
     let backend = Failing { memory: InMemoryBackend::new(), fails };
     let opened = redb::Database::builder().create_with_backend(backend).expect("opens");
     let (database, identity) = Database::identified(opened, Path::new("memory")).expect("reads");
     Journal::create(dir.path(), &identity.store_id).expect("a journal");
     let (journal, _) = Journal::open(dir.path(), &identity.store_id, Mark::START).expect("opens");
-    // The kernel refuses to sync a pipe.
-    let (pipe, _other_end) = pipe().expect("a pipe");
-    let (good, bad) = (piece_file(&dir), SharedFile::new(2, Arc::new(File::from(OwnedFd::from(pipe)))));
+    let good = unsynced_in(&dir);
     let room = Room::new(Path::new("memory"));
     let index = ToDatabase::start(database, Mark::START, room).expect("a thread");
     let (sender, receiver) = mailbox(8);
@@ -348,8 +346,8 @@ fn fail_one(database_fails: bool, pieces_fail: bool) -> Vec<u64> {
     let mut acknowledged = 0;
     run(async {
         let commit = async |number: u64| {
-            let is_good = !(pieces_fail && switch.load(Ordering::SeqCst));
-            let changes = kept(number, if is_good { &good } else { &bad });
+            let piece = bad.as_ref().filter(|_| switch.load(Ordering::SeqCst));
+            let changes = kept(number, piece.unwrap_or(&good));
             let call = sender.call(|reply| Message::Commit { changes, durability: Durability::Durable, reply });
             call.await.expect("it answers")
         };
@@ -376,29 +374,34 @@ fn fail_one(database_fails: bool, pieces_fail: bool) -> Vec<u64> {
     });
     let numbers: Vec<u64> = numbers.collect();
     assert!((0..acknowledged).all(|number| numbers.contains(&number)), "{acknowledged}: {numbers:?}");
-    numbers
 }
 
-/// Piece file 1 of the folder, which is made.
-fn piece_file(dir: &TempDir) -> SharedFile {
-    SharedFile::new(1, Arc::new(File::create(piece_file_path(dir.path(), 1)).expect("a file")))
+/// A piece that was written to piece file 1 of the folder, which is made.
+fn unsynced_in(dir: &TempDir) -> UnsyncedPiece {
+    let file = File::create(piece_file_path(dir.path(), 1)).expect("a file");
+    UnsyncedPiece::written_to(vec![SharedFile::new(1, Arc::new(file))])
 }
 
 /// A piece that the journal keeps: the bytes are its number.
-fn kept(number: u64, file: &SharedFile) -> Vec<Change> {
+fn kept(number: u64, piece: &UnsyncedPiece) -> Vec<Change> {
     let bytes = Bytes::copy_from_slice(&number.to_le_bytes());
     let block = 2 + u32::try_from(number % 1000).expect("small");
     let extents = ExtentList::new(&[Extent { file: 1, block, count: 1 }]).expect("one extent");
     let key = PieceKey { task: task(number), generation: 1, number: 0 };
     let record = PieceRecord { length: 8, crc32: crc32fast::hash(&bytes), extents };
-    vec![Change::PutPiece { key, record }, Change::KeepPiece { key, files: vec![file.clone()], bytes }]
+    vec![Change::PutPiece { key, record }, Change::KeepPiece { key, piece: piece.clone(), bytes }]
 }
 
 #[test]
 fn after_a_failure_behind_the_journal_every_commit_is_refused_and_the_journal_has_what_was_answered() {
-    for (database_fails, pieces_fail) in [(true, false), (false, true)] {
-        fail_one(database_fails, pieces_fail);
-    }
+    fail_one(None);
+    // The kernel refuses to sync a pipe.
+    let (pipe, _other_end) = pipe().expect("a pipe");
+    let pipe = Arc::new(File::from(OwnedFd::from(pipe)));
+    fail_one(Some(UnsyncedPiece::written_to(vec![SharedFile::new(2, pipe)])));
+    // Nobody will say that it was written.
+    let (given_up, _) = UnsyncedPiece::new(Vec::new());
+    fail_one(Some(given_up));
 }
 
 mod journaled;

@@ -127,6 +127,18 @@ pub struct WrittenPiece {
     pub reservation: Reservation,
     /// Its bytes, if they are few: then the catalog can keep them until the file is synced.
     pub bytes: Option<Bytes>,
+    /// The same, sealed, if nobody has begun to write them.
+    pub unwritten: Option<Slot>,
+}
+
+/// All bytes of a small object, sealed.
+pub struct SmallObject {
+    /// The bytes.
+    pub slot: Slot,
+    /// How many there are.
+    pub length: u32,
+    /// Their checksum.
+    pub crc32: u32,
 }
 
 /// An object that a listing must show (or hide) although the backend does not (or does) have it.
@@ -181,6 +193,8 @@ pub enum TaskCall {
     Written { upload: u64, piece: WrittenPiece, reply: Reply<()> },
     /// All pieces are there: make it the current version.
     Commit { upload: u64, request: CommitRequest, reply: Reply<PutDone> },
+    /// Write a small object in one go.
+    PutSmall { request: PutRequest, object: SmallObject, commit: CommitRequest, reply: Reply<PutDone> },
     /// Forget an upload.
     Abort { upload: u64 },
     /// Delete the object.

@@ -68,17 +68,19 @@ use dfstore_proto::ids::{ObjectName, TaskId};
 use dfstore_proto::message::{Message, QueueEntry, ScrubOk};
 
 use crate::config::options::BackendDescription;
-use crate::engine::call::{Held, PieceAnswer, Reply, ShardMessage, TaskCall, Wanted, WrittenPiece};
+use crate::engine::call::{Held, PieceAnswer, Reply, ShardMessage, SmallObject, TaskCall, Wanted, WrittenPiece};
 use crate::engine::owner::Owner;
 use crate::engine::request::{
     CommitRequest, DeleteDone, ListPage, ListRequest, Order, PutRequest, QueueRequest, Stat, Target,
 };
+use crate::limits::ADMISSION_TIMEOUT;
 use crate::membership::{Members, Node, NodeState};
 use crate::metrics::Metrics;
-use crate::rt::arena::{Arena, Slot};
+use crate::rt::arena::{Arena, Holder, Slot, SlotMut};
 use crate::rt::mailbox::Sender;
-use crate::rt::shard::spawn_local;
-use crate::store::{PieceStore, Reservation};
+use crate::rt::shard::{detached, spawn_local};
+use crate::rt::time::timeout;
+use crate::store::{PieceStore, Reservation, seal};
 
 /// The use cases of one shard. Cloning gives another handle to the same one.
 #[derive(Clone)]
@@ -144,6 +146,33 @@ impl Engine {
             Some(shard) => shard.ask(|reply| TaskCall::Begin { request, reply }).await?,
         };
         Ok(Upload::new(self.clone(), task, ticket, true))
+    }
+
+    /// Writes an object of at most [`JOURNAL_PIECE_BYTES_MAX`](crate::limits::JOURNAL_PIECE_BYTES_MAX) bytes, at least one,
+    /// in one go. Carried out to its end even if the caller stops waiting.
+    pub async fn put_small(
+        &self,
+        request: PutRequest,
+        slot: SlotMut,
+        commit: CommitRequest,
+    ) -> Result<request::PutDone, ObjectError> {
+        let length = u32::try_from(slot.len()).expect("it is small");
+        let (slot, crc32) = seal(slot);
+        let object = SmallObject { slot, length, crc32 };
+        match self.remote(&request.target.task) {
+            None => {
+                let owner = self.0.clone();
+                detached(async move { owner.put_small(request, object, commit).await }).await
+            }
+            Some(shard) => shard.ask(|reply| TaskCall::PutSmall { request, object, commit, reply }).await,
+        }
+    }
+
+    /// Memory for `len` bytes to write. Waits for a while, then fails with `Busy`.
+    pub async fn take_slot(&self, len: usize) -> Result<SlotMut, ObjectError> {
+        timeout(ADMISSION_TIMEOUT, self.arena().take(len, Holder::Ingest))
+            .await
+            .map_err(|_| fetch::busy("all memory for uploads is in use"))
     }
 
     /// Feeds an upload that another connection began.

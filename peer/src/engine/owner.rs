@@ -191,6 +191,9 @@ impl Owner {
             TaskCall::Commit { upload, request, reply } => {
                 spawn_local(async move { drop(reply.send(owner.commit(upload, request).await)) })
             }
+            TaskCall::PutSmall { request, object, commit, reply } => {
+                spawn_local(async move { drop(reply.send(owner.put_small(request, object, commit).await)) })
+            }
             TaskCall::Abort { upload } => owner.abort(upload),
             TaskCall::Delete { target, reply } => {
                 spawn_local(async move { drop(reply.send(owner.delete(&target).await)) })

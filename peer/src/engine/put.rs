@@ -12,9 +12,11 @@ use std::rc::Rc;
 use bytes::Bytes;
 use dfstore_proto::crc::whole_crc32;
 use dfstore_proto::object::{ObjectMeta, WriteMode};
+use futures_util::future::OptionFuture;
+use futures_util::join;
 
 use crate::catalog::{Change, Durability, PieceKey, TaskState, WriteBackKind, WriteBackRecord};
-use crate::engine::call::{Ticket, WrittenPiece};
+use crate::engine::call::{SmallObject, Ticket, WrittenPiece};
 use crate::engine::context::DirtyHold;
 use crate::engine::error::ObjectError;
 use crate::engine::fetch::busy;
@@ -25,8 +27,10 @@ use crate::engine::task::Task;
 use crate::engine::version::{StoredPiece, Version};
 use crate::engine::writeback::Outgoing;
 use crate::limits::{ADMISSION_POLL, ADMISSION_TIMEOUT, OBJECT_BYTES_MAX, PIECE_BYTES, UPLOADS_PER_SHARD_MAX};
+use crate::rt::arena::Slot;
 use crate::rt::time::{sleep, unix_ms};
 use crate::sidecar::backend::WriteCondition;
+use crate::store::{BegunWrite, StoreError};
 
 /// An upload in progress.
 pub struct UploadState {
@@ -48,6 +52,8 @@ struct Written {
     pieces: Vec<StoredPiece>,
     /// Bytes of the only piece, if they are few: the catalog keeps them, and the piece need not be synced.
     kept: Option<Bytes>,
+    /// The same, if nobody has begun to write them.
+    unwritten: Option<Slot>,
 }
 
 impl Owner {
@@ -135,6 +141,33 @@ impl Owner {
         if let Some(state) = self.uploads.borrow_mut().remove(&upload) {
             state.closed.set(true);
         }
+    }
+
+    /// Writes a small object in one go. Where the bytes go into the journal with the commit, they are written to their
+    /// blocks beside it.
+    pub async fn put_small(
+        self: &Rc<Self>,
+        request: PutRequest,
+        object: SmallObject,
+        commit: CommitRequest,
+    ) -> Result<PutDone, ObjectError> {
+        let is_through = commit.mode.unwrap_or(request.mode) == WriteMode::WriteBack;
+        let upload = self.begin(request).await?.upload;
+        let SmallObject { slot, length, crc32 } = object;
+        let placed = async {
+            self.admit(upload, 0, length).await?;
+            let piece = if is_through {
+                let reservation = self.write_new(slot, None).await?;
+                WrittenPiece { number: 0, length, crc32, reservation, bytes: None, unwritten: None }
+            } else {
+                let reservation = self.take_space(slot.len(), None).await?;
+                let bytes = Some(slot.clone().into_bytes());
+                WrittenPiece { number: 0, length, crc32, reservation, bytes, unwritten: Some(slot) }
+            };
+            self.written(upload, piece)
+        };
+        placed.await.inspect_err(|_| self.abort(upload))?;
+        self.commit(upload, commit).await
     }
 
     /// Makes the upload the current version, with the promise of its mode.
@@ -262,8 +295,11 @@ impl Owner {
         written.store_into(&version);
         let queued = (state == TaskState::Dirty).then(|| self.new_entry(task, WriteBackKind::Put, generation));
         let mut changes = self.replacement(task, &version, queued.as_ref());
-        changes.extend(self.keep_change(written, &version).inspect_err(|_| written.give_back())?);
-        self.context.catalog.commit(changes, Durability::Durable).await?;
+        let begun = self.keep_in_journal(written, &version, &mut changes).inspect_err(|_| written.give_back())?;
+        let is_written = OptionFuture::from(begun.map(BegunWrite::ended));
+        let (committed, is_written) = join!(self.context.catalog.commit(changes, Durability::Durable), is_written);
+        committed?;
+        is_written.transpose()?;
         if state != TaskState::Clean {
             // The upload's own hold ends with it: for a moment both count, never neither.
             let hold = self.context.dirty.hold();
@@ -297,12 +333,24 @@ impl Owner {
         changes
     }
 
-    /// Has the catalog keep the bytes that were not synced.
-    fn keep_change(&self, written: &Written, version: &Version) -> Result<Option<Change>, ObjectError> {
-        let (Some(bytes), Some(piece)) = (&written.kept, written.pieces.first()) else { return Ok(None) };
+    /// Has the catalog keep the bytes that were not synced, and begins to write them to their blocks if nobody has. A
+    /// write that fails stops the catalog as well: what it keeps must not be forgotten.
+    fn keep_in_journal(
+        &self,
+        written: &Written,
+        version: &Version,
+        changes: &mut Vec<Change>,
+    ) -> Result<Option<BegunWrite>, StoreError> {
+        let (Some(bytes), Some(stored)) = (&written.kept, written.pieces.first()) else { return Ok(None) };
+        let begun = written.unwritten.as_ref().map(|slot| self.store.begin_write(&stored.lease, slot.clone()));
+        let begun = begun.transpose()?;
+        let piece = match &begun {
+            Some(begun) => begun.piece(),
+            None => self.store.unsynced(&stored.lease)?,
+        };
         let key = PieceKey { task: version.task, generation: version.generation, number: 0 };
-        let files = self.store.shared_files(piece.lease.extents())?;
-        Ok(Some(Change::KeepPiece { key, files, bytes: bytes.clone() }))
+        changes.push(Change::KeepPiece { key, piece, bytes: bytes.clone() });
+        Ok(begun)
     }
 
     fn put_done(&self, version: &Version) -> PutDone {
@@ -372,11 +420,12 @@ impl UploadState {
                 self.request.target.name
             )));
         }
-        let kept = pieces.get(&0).filter(|_| pieces.len() == 1).and_then(|piece| piece.bytes.clone());
+        let only = pieces.get(&0).filter(|_| pieces.len() == 1);
+        let (kept, unwritten) = only.map_or((None, None), |piece| (piece.bytes.clone(), piece.unwritten.clone()));
         let pieces = pieces
             .into_values()
             .map(|piece| StoredPiece { length: piece.length, crc32: piece.crc32, lease: piece.reservation.keep() })
             .collect();
-        Ok(Written { length, crc32: whole, pieces, kept })
+        Ok(Written { length, crc32: whole, pieces, kept, unwritten })
     }
 }

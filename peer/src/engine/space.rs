@@ -24,16 +24,24 @@ impl Owner {
     /// Space for `slot` with the bytes written to it (not yet synced), evicting clean versions if need be; `spare` is
     /// not evicted for it.
     pub async fn write_new(self: &Rc<Self>, slot: Slot, spare: Option<&TaskId>) -> Result<Reservation, ObjectError> {
+        let reservation = self.take_space(slot.len(), spare).await?;
+        self.store.write(&reservation, slot).await?;
+        Ok(reservation)
+    }
+
+    /// Space for so many bytes, likewise.
+    pub async fn take_space(
+        self: &Rc<Self>,
+        length: usize,
+        spare: Option<&TaskId>,
+    ) -> Result<Reservation, ObjectError> {
         let mut rounds = 0;
         loop {
-            match self.store.allocate(slot.len()).await {
-                Ok(reservation) => {
-                    self.store.write(&reservation, slot).await?;
-                    return Ok(reservation);
-                }
+            match self.store.allocate(length).await {
+                Ok(reservation) => return Ok(reservation),
                 Err(error) if error.is_space() && rounds < EVICT_ROUNDS_MAX => {
                     rounds += 1;
-                    if self.evict_anywhere(slot.len() as u64, spare).await == 0 {
+                    if self.evict_anywhere(length as u64, spare).await == 0 {
                         tracing::warn!(%error, "no space, and nothing to evict");
                         return Err(error.into());
                     }

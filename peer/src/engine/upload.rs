@@ -12,11 +12,9 @@ use dfstore_proto::ids::TaskId;
 use crate::engine::Engine;
 use crate::engine::call::{Ticket, WrittenPiece};
 use crate::engine::error::ObjectError;
-use crate::engine::fetch::busy;
 use crate::engine::request::{CommitRequest, PutDone};
-use crate::limits::{ADMISSION_TIMEOUT, JOURNAL_PIECE_BYTES_MAX};
-use crate::rt::arena::{Holder, SlotMut};
-use crate::rt::time::timeout;
+use crate::limits::JOURNAL_PIECE_BYTES_MAX;
+use crate::rt::arena::SlotMut;
 use crate::store::seal;
 
 /// An upload being fed. Several pieces may be written at once through clones. Dropping the last clone of an uncommitted
@@ -48,9 +46,7 @@ impl Upload {
 
     /// Memory for `len` bytes of a piece. Waits for a while, then fails with `Busy`.
     pub async fn take_slot(&self, len: usize) -> Result<SlotMut, ObjectError> {
-        timeout(ADMISSION_TIMEOUT, self.0.engine.arena().take(len, Holder::Ingest))
-            .await
-            .map_err(|_| busy("all memory for uploads is in use"))
+        self.0.engine.take_slot(len).await
     }
 
     /// Writes piece `number`. Where the sender gave a checksum, the bytes must match it. Returns the checksum.
@@ -66,7 +62,7 @@ impl Upload {
         engine.admit(*task, ticket.upload, number, length).await?;
         let bytes = (slot.len() <= JOURNAL_PIECE_BYTES_MAX).then(|| Bytes::copy_from_slice(&slot));
         let reservation = engine.write_new(slot).await?;
-        let piece = WrittenPiece { number, length, crc32: found, reservation, bytes };
+        let piece = WrittenPiece { number, length, crc32: found, reservation, bytes, unwritten: None };
         engine.written(*task, ticket.upload, piece).await?;
         Ok(found)
     }

@@ -1,7 +1,8 @@
 //! From the bytes of a request body to the pieces of an upload.
 //!
 //! Bytes are copied once, into arena slots of a piece each; a full piece is written while the next one is received, at
-//! most [`INGEST_WINDOW_PIECES`] at a time. Memory per upload is bounded by that whatever the object's size. An upload
+//! most [`INGEST_WINDOW_PIECES`] at a time. A body that is small, as its head says, is received whole and then written
+//! in one go. Memory per upload is bounded by that whatever the object's size. An upload
 //! that is not finished is aborted, also when the client goes away and the future that fed it is dropped; the store
 //! keeps the blocks of writes under way until the kernel has let go of them.
 
@@ -15,17 +16,26 @@ use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 
 use crate::engine::request::{CommitRequest, PutDone, PutRequest};
-use crate::engine::{ObjectError, Upload};
+use crate::engine::{Engine, ObjectError, Upload};
 use crate::http::HttpFace;
-use crate::limits::INGEST_WINDOW_PIECES;
+use crate::limits::{INGEST_WINDOW_PIECES, JOURNAL_PIECE_BYTES_MAX, PIECE_BYTES};
 use crate::metrics::{Face, Metrics};
 use crate::rt::arena::SlotMut;
 
 type Write = Pin<Box<dyn Future<Output = Result<u32, ObjectError>>>>;
 
+/// Where the bytes go.
+enum Sink {
+    /// To the engine when all are there.
+    Small(Box<PutRequest>),
+    /// To an upload that was begun.
+    Upload(Upload),
+}
+
 /// An upload being received.
 pub struct Ingest {
-    upload: Upload,
+    engine: Engine,
+    sink: Sink,
     /// The piece being filled.
     slot: Option<SlotMut>,
     next_piece: u32,
@@ -39,9 +49,14 @@ pub struct Ingest {
 impl Ingest {
     /// Begins an upload of which at most `length_max` bytes will come.
     pub async fn begin(face: &HttpFace, request: PutRequest, length_max: u64) -> Result<Ingest, ObjectError> {
-        let upload = face.engine.put(request).await?;
+        let sink = if length_max <= JOURNAL_PIECE_BYTES_MAX as u64 {
+            Sink::Small(Box::new(request))
+        } else {
+            Sink::Upload(face.engine.put(request).await?)
+        };
         Ok(Ingest {
-            upload,
+            engine: face.engine.clone(),
+            sink,
             slot: None,
             next_piece: 0,
             length: 0,
@@ -75,8 +90,11 @@ impl Ingest {
             let count = slot.append(&bytes[..bytes.len().min(piece - slot.len())]);
             bytes.advance(count);
             self.length += count as u64;
-            if slot.len() == piece {
-                self.write(slot).await?;
+            if slot.len() == piece
+                && let Sink::Upload(upload) = &self.sink
+            {
+                let upload = upload.clone();
+                self.write(upload, slot).await?;
             } else if slot.len() < slot.capacity() || bytes.is_empty() {
                 self.slot = Some(slot);
             } else {
@@ -89,35 +107,48 @@ impl Ingest {
     /// Writes what is left and makes the upload the object's current version. `mode` and `replicas` count: a form may
     /// name them after the file.
     pub async fn finish(mut self, mode: WriteMode, replicas: Option<u16>) -> Result<PutDone, ObjectError> {
-        if let Some(slot) = self.slot.take() {
-            self.write(slot).await?;
-        }
+        let commit = CommitRequest { length: self.length, crc32: None, mode: Some(mode), replicas };
+        let upload = match (self.sink, self.slot.take()) {
+            (Sink::Small(request), Some(slot)) => return self.engine.put_small(*request, slot, commit).await,
+            (Sink::Small(request), None) => self.engine.put(*request).await?,
+            (Sink::Upload(upload), None) => upload,
+            (Sink::Upload(upload), Some(slot)) => {
+                self.writes.push(write_piece(upload.clone(), self.next_piece, slot));
+                upload
+            }
+        };
         while let Some(written) = self.writes.next().await {
             written?;
         }
-        self.upload.commit(CommitRequest { length: self.length, crc32: None, mode: Some(mode), replicas }).await
+        upload.commit(commit).await
     }
 
     fn piece_bytes(&self) -> usize {
-        usize::try_from(self.upload.piece_bytes()).expect("a piece fits into memory")
+        match &self.sink {
+            Sink::Small(_) => PIECE_BYTES as usize,
+            Sink::Upload(upload) => usize::try_from(upload.piece_bytes()).expect("a piece fits into memory"),
+        }
     }
 
     async fn new_slot(&mut self) -> Result<SlotMut, ObjectError> {
         let left = usize::try_from(self.length_max.saturating_sub(self.length)).unwrap_or(usize::MAX);
-        let upload = self.upload.clone();
+        let engine = self.engine.clone();
         let length = left.clamp(1, self.piece_bytes());
-        self.beside(upload.take_slot(length)).await?
+        self.beside(engine.take_slot(length)).await?
     }
 
-    async fn write(&mut self, slot: SlotMut) -> Result<(), ObjectError> {
+    async fn write(&mut self, upload: Upload, slot: SlotMut) -> Result<(), ObjectError> {
         while self.writes.len() >= INGEST_WINDOW_PIECES {
             if let Some(written) = self.writes.next().await {
                 written?;
             }
         }
-        let (upload, number) = (self.upload.clone(), self.next_piece);
+        self.writes.push(write_piece(upload, self.next_piece, slot));
         self.next_piece += 1;
-        self.writes.push(Box::pin(async move { upload.write_piece(number, slot, None).await }));
         Ok(())
     }
+}
+
+fn write_piece(upload: Upload, number: u32, slot: SlotMut) -> Write {
+    Box::pin(async move { upload.write_piece(number, slot, None).await })
 }

@@ -4,6 +4,8 @@ use std::future::Future;
 use std::io;
 use std::thread::JoinHandle;
 
+use crate::rt::mailbox::oneshot;
+
 /// Entries of each shard's submission queue.
 const RING_ENTRIES: u32 = 1024;
 
@@ -43,6 +45,15 @@ pub fn block_on<F: Future>(future: F) -> io::Result<F::Output> {
     let mut runtime =
         monoio::RuntimeBuilder::<monoio::IoUringDriver>::new().with_entries(RING_ENTRIES).enable_timer().build()?;
     Ok(runtime.block_on(future))
+}
+
+/// Runs `work` on this shard as a task of its own, to its end even if the caller stops waiting.
+pub async fn detached<T: 'static>(work: impl Future<Output = T> + 'static) -> T {
+    let (reply, answer) = oneshot::channel();
+    spawn_local(async move {
+        let _ = reply.send(work.await);
+    });
+    answer.await.expect("a task of this shard ends before its runtime does")
 }
 
 /// Runs a future on this shard beside the current one. Its result is dropped.

@@ -42,8 +42,8 @@ pub use extents::{Extent, ExtentList};
 pub use files::{FORMAT_VERSION, Header, HeaderError, SpaceOptions, piece_file_path};
 pub use lease::{Lease, Reservation};
 pub(crate) use piece::verify;
-pub use piece::{PieceStore, seal};
-pub use plain::{PieceFiles, PlainFiles, SharedFile};
+pub use piece::{BegunWrite, PieceStore, seal};
+pub use plain::{PieceFiles, PlainFiles, SharedFile, UnsyncedPiece};
 pub use space::{ClaimError, SpaceStats, StoreSeed};
 
 /// What a write says when the device, or the file system after an error of its own, takes no more.

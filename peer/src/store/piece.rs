@@ -16,13 +16,13 @@ use crate::limits::BLOCK_BYTES;
 use crate::rt::arena::{Slot, SlotMut};
 use crate::rt::file::DirectFile;
 use crate::rt::mailbox::oneshot;
-use crate::rt::shard::spawn_local;
+use crate::rt::shard::{detached, spawn_local};
 use crate::store::StoreError;
 use crate::store::allocate::Cursor;
 use crate::store::extents::{Extent, ExtentList, blocks_of};
 use crate::store::files::{io_error, piece_file_path};
 use crate::store::lease::{Held, Lease, Reservation};
-use crate::store::plain::SharedFile;
+use crate::store::plain::{SharedFile, UnsyncedPiece};
 use crate::store::space::{Growth, Space, SpaceStats};
 
 /// Makes a filled slot ready for the store: pads it with zeros to whole blocks, freezes it, and computes the piece's
@@ -31,6 +31,24 @@ pub fn seal(mut slot: SlotMut) -> (Slot, u32) {
     slot.zero_block_tail();
     let crc32 = crc32fast::hash(&slot);
     (slot.freeze(), crc32)
+}
+
+/// A write that goes on whether or not somebody waits for it.
+pub struct BegunWrite {
+    piece: UnsyncedPiece,
+    answer: oneshot::Receiver<Result<(), StoreError>>,
+}
+
+impl BegunWrite {
+    /// The piece, for another thread that is to sync it.
+    pub fn piece(&self) -> UnsyncedPiece {
+        self.piece.clone()
+    }
+
+    /// Waits until it is written.
+    pub async fn ended(self) -> Result<(), StoreError> {
+        self.answer.await.unwrap_or(Err(StoreError::Poisoned))
+    }
 }
 
 /// The store on one shard. Clones share it.
@@ -107,6 +125,25 @@ impl PieceStore {
         .await
     }
 
+    /// Begins to write a piece, as [`write`](Self::write) does.
+    pub fn begin_write(&self, lease: &Lease, slot: Slot) -> Result<BegunWrite, StoreError> {
+        self.check_writable()?;
+        let (unsynced, end) = UnsyncedPiece::new(self.shared_files(lease.extents())?);
+        let (store, lease) = (self.clone(), lease.clone());
+        let (reply, answer) = oneshot::channel();
+        spawn_local(async move {
+            let result = store.write_extents(lease.extents(), &slot).await;
+            end.ended(result.is_ok());
+            let _ = reply.send(result);
+        });
+        Ok(BegunWrite { piece: unsynced, answer })
+    }
+
+    /// A piece that was written before, for another thread that is to sync it.
+    pub fn unsynced(&self, lease: &Lease) -> Result<UnsyncedPiece, StoreError> {
+        Ok(UnsyncedPiece::written_to(self.shared_files(lease.extents())?))
+    }
+
     async fn write_extents(&self, extents: &ExtentList, slot: &Slot) -> Result<(), StoreError> {
         let mut at = 0;
         let mut writes = Vec::with_capacity(extents.as_slice().len());
@@ -138,8 +175,7 @@ impl PieceStore {
         try_join_all(syncs).await.map(|_| ())
     }
 
-    /// The files of these extents, for a thread that is to sync them later.
-    pub fn shared_files(&self, extents: &ExtentList) -> Result<Vec<SharedFile>, StoreError> {
+    fn shared_files(&self, extents: &ExtentList) -> Result<Vec<SharedFile>, StoreError> {
         let shared = |extent: &Extent| {
             let Extent { file: number, block, .. } = *extent;
             let file = self.0.space.file(number).ok_or(StoreError::OutsideFiles { file: number, block })?;
@@ -256,15 +292,6 @@ pub(crate) fn verify(extents: &ExtentList, bytes: &[u8], expected: u32) -> Resul
     }
     let Extent { file, block, .. } = extents.as_slice()[0];
     Err(StoreError::Corrupt { file, block, expected, found })
-}
-
-/// Runs `work` as a task of its own, to its end even if the caller stops waiting.
-async fn detached<T: 'static>(work: impl Future<Output = T> + 'static) -> T {
-    let (reply, answer) = oneshot::channel();
-    spawn_local(async move {
-        let _ = reply.send(work.await);
-    });
-    answer.await.expect("a task of this shard ends before its runtime does")
 }
 
 /// Runs blocking `work` on a thread of its own.

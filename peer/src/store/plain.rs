@@ -6,7 +6,7 @@ use std::collections::HashMap;
 use std::fs::File;
 use std::io;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use crate::rt::file;
 use crate::store::extents::ExtentList;
@@ -50,6 +50,62 @@ impl PartialEq for SharedFile {
 }
 
 impl Eq for SharedFile {}
+
+/// A piece that was written, or is being written, and is not synced.
+#[derive(Clone, Debug)]
+pub struct UnsyncedPiece {
+    files: Vec<SharedFile>,
+    write: Arc<OnceLock<bool>>,
+}
+
+impl UnsyncedPiece {
+    /// Of a piece in these files, whose write has yet to end.
+    pub(crate) fn new(files: Vec<SharedFile>) -> (UnsyncedPiece, WriteEnd) {
+        let write = Arc::<OnceLock<bool>>::default();
+        (UnsyncedPiece { files, write: write.clone() }, WriteEnd(write))
+    }
+
+    /// Of a piece that is written.
+    pub fn written_to(files: Vec<SharedFile>) -> UnsyncedPiece {
+        let (piece, end) = UnsyncedPiece::new(files);
+        end.ended(true);
+        piece
+    }
+
+    /// Waits until it is written. Blocks.
+    pub fn written(&self) -> io::Result<()> {
+        if *self.write.wait() { Ok(()) } else { Err(io::Error::other("a piece could not be written")) }
+    }
+
+    /// The files to sync then.
+    pub fn files(&self) -> &[SharedFile] {
+        &self.files
+    }
+}
+
+impl PartialEq for UnsyncedPiece {
+    fn eq(&self, other: &UnsyncedPiece) -> bool {
+        Arc::ptr_eq(&self.write, &other.write)
+    }
+}
+
+impl Eq for UnsyncedPiece {}
+
+/// Says how the write of an [`UnsyncedPiece`] ended. Dropped before, it failed.
+pub struct WriteEnd(Arc<OnceLock<bool>>);
+
+impl WriteEnd {
+    /// It has ended.
+    pub fn ended(self, well: bool) {
+        let _ = self.0.set(well);
+    }
+}
+
+impl Drop for WriteEnd {
+    fn drop(&mut self) {
+        let _ = self.0.set(false);
+    }
+}
 
 /// What a start does to the piece files before the store is open.
 pub trait PieceFiles {

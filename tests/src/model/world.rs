@@ -84,15 +84,24 @@ impl State {
         State { ghost, ..self.cleaned(bucket) }
     }
 
-    /// Something is held that replaces what was.
-    fn replaced(&self, held: Held, sendable: bool) -> State {
-        let late = match self.held {
-            _ if self.late.is_some() => self.late,
+    /// Something is held that replaces what was. One request at a time is under way: for what was held, or for what that
+    /// had replaced in its turn, if that was sent at all.
+    fn replaced(&self, held: Held, sendable: bool) -> Vec<State> {
+        let replaced =
+            |late| State { held, bucket: self.bucket, late, sendable, ghost: self.haunts(held), ..State::empty() };
+        match (self.late, self.sent()) {
+            (Some(late), Some(sent)) => vec![replaced(Some(late)), replaced(Some(sent))],
+            (late, sent) => vec![replaced(late.or(sent))],
+        }
+    }
+
+    /// What a request makes of the object in the bucket that may be under way for what is held.
+    fn sent(&self) -> Option<Content> {
+        match self.held {
             Held::Dirty(payload) if self.sendable => Some(Some(payload)),
             Held::Deleted if self.sendable => Some(None),
             _ => None,
-        };
-        State { held, bucket: self.bucket, late, sendable, ghost: self.haunts(held), ..State::empty() }
+        }
     }
 
     /// What is left of what was held when something else is held: a deletion may be forgotten, a write is not.
@@ -109,17 +118,12 @@ impl State {
         if let Some(bucket) = self.late {
             next.push(State { bucket, late: None, ..self.clone() });
         }
-        let sent = match self.held {
-            Held::Dirty(payload) if self.sendable => Some(Some(payload)),
-            Held::Deleted if self.sendable => Some(None),
-            _ => None,
-        };
-        if let Some(bucket) = sent {
+        if let Some(bucket) = self.sent() {
             // One request at a time: what was late is over.
             next.push(State { bucket, late: None, ..self.clone() });
             next.push(self.retired(bucket));
         }
-        if self.outranked && sent.is_some() {
+        if self.outranked && self.sent().is_some() {
             next.push(self.cleaned(self.bucket));
         }
         next
@@ -251,12 +255,8 @@ impl World {
         let sendable = trouble.lets_writes_through();
         let seen = || format!("put #{} in mode {mode}: {outcome:?}", payload.seed);
         match (mode, outcome) {
-            (ASYNC, Outcome::Done) => {
-                self.step(key, seen, |state| vec![state.replaced(Held::Dirty(payload), sendable)])
-            }
-            (EPHEMERAL, Outcome::Done) => {
-                self.step(key, seen, |state| vec![state.replaced(Held::Ephemeral(payload), false)])
-            }
+            (ASYNC, Outcome::Done) => self.step(key, seen, |state| state.replaced(Held::Dirty(payload), sendable)),
+            (EPHEMERAL, Outcome::Done) => self.step(key, seen, |state| state.replaced(Held::Ephemeral(payload), false)),
             (_, Outcome::Done) => self.step(key, seen, |state| only(sendable, state.cleaned(Some(payload)))),
             (ASYNC | EPHEMERAL, _) => self.step(key, seen, |_| Vec::new()),
             (..) => {
@@ -275,7 +275,7 @@ impl World {
         let seen = || format!("delete: {outcome:?}");
         self.step(key, seen, |state| match outcome {
             Outcome::Done => only(sendable, state.retired(None)),
-            Outcome::Pending => vec![state.replaced(Held::Deleted, sendable)],
+            Outcome::Pending => state.replaced(Held::Deleted, sendable),
             // What was dirty or ephemeral is gone, what the bucket has stays.
             Outcome::Failed(403, _) if trouble == Trouble::WritesDenied => {
                 vec![State { cached: Vec::new(), ..state.cleaned(state.bucket) }]
@@ -305,8 +305,8 @@ impl World {
         self.step(to, seen, |state| {
             let copied = sources.iter().flat_map(|source| match (outcome, source.held) {
                 (Outcome::Missing, _) => vec![state.clone()],
-                (Outcome::Done, Held::Dirty(payload)) => vec![state.replaced(Held::Dirty(payload), sendable)],
-                (Outcome::Done, Held::Ephemeral(payload)) => vec![state.replaced(Held::Ephemeral(payload), false)],
+                (Outcome::Done, Held::Dirty(payload)) => state.replaced(Held::Dirty(payload), sendable),
+                (Outcome::Done, Held::Ephemeral(payload)) => state.replaced(Held::Ephemeral(payload), false),
                 (Outcome::Done, _) => only(sendable, state.cleaned(source.bucket)),
                 (_, _) => perhaps_copied(state, source.bucket, sendable),
             });
@@ -426,4 +426,23 @@ fn known_after(cached: &[Payload], seen: Content) -> Vec<Payload> {
     let mut known = cached.to_vec();
     known.extend(seen.filter(|payload| !cached.contains(payload)));
     known
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_two_writes_that_were_replaced_either_may_reach_the_bucket_late() {
+        let payloads = [1, 2, 3].map(|seed| Payload::new(seed, 10));
+        let seen = |payload: Payload| {
+            let mut world = World::new(Rules { immutable: false, cluster: false });
+            for (mode, payload) in [(ASYNC, payloads[0]), (ASYNC, payloads[1]), (EPHEMERAL, payloads[2])] {
+                world.put(0, mode, payload, &Outcome::Done).expect("it was acknowledged");
+                world.bucket_seen(0, |content| content.is_none(), "nothing").expect("it may take long");
+            }
+            world.bucket_seen(0, |content| content == Some(payload), "this").is_ok()
+        };
+        assert_eq!(payloads.map(seen), [true, true, false]);
+    }
 }

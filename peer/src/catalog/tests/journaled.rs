@@ -175,14 +175,14 @@ fn kept_pieces_are_written_again_unless_they_were_replaced() {
     for then in [Then::Nothing, Then::Removed, Then::Replaced] {
         let dir = folder();
         let (catalog, _) = open(&dir);
-        let shared = piece_file(&dir);
+        let piece = unsynced_in(&dir);
         let piece_file = File::options().write(true).open(piece_file_path(dir.path(), 1)).expect("a piece file");
         piece_file.set_len(100 * BLOCK).expect("its size");
         let record = |change: &Change| match change {
             Change::PutPiece { key, record } => (*key, record.clone()),
             _ => panic!("a record"),
         };
-        let changes = kept(9, &shared);
+        let changes = kept(9, &piece);
         let (key, kept_record) = record(&changes[0]);
         let at = kept_record.extents.as_slice()[0].offset_bytes();
         commit(&catalog, changes);
@@ -229,7 +229,7 @@ fn any_flipped_bit_of_an_entry_is_found() {
     let mut row = operations::Operations::default();
     row.push(&put(1, 2));
     row.push(&Change::RemoveTask { task: task(3) });
-    kept(4, &piece_file(&folder())).iter().for_each(|change| row.push(change));
+    kept(4, &unsynced_in(&folder())).iter().for_each(|change| row.push(change));
     let entry = crate::catalog::journal::encode_entry(&id, 1, &row);
     let header = crate::catalog::journal::encode_header(&id, 3);
     let read = |entry: &[u8]| {
