@@ -39,27 +39,26 @@ pub const LOCKED_MEMORY_BYTES_MIN: u64 = 512 << 10;
 pub const SHARD_MAILBOX: usize = 4096;
 /// Changes that may wait for the catalog thread.
 pub const CATALOG_MAILBOX: usize = 4096;
-/// Changes in one catalog transaction, and the time the first of them waits for company.
+/// Changes that are given to the catalog's journal at once, and the time the first of them waits for company.
 pub const CATALOG_BATCH_CHANGES: usize = 256;
 /// See [`CATALOG_BATCH_CHANGES`].
 pub const CATALOG_BATCH_DELAY: Duration = Duration::from_millis(2);
 /// Size of the catalog's journal. Small in unit tests, so that they come round it.
 pub const JOURNAL_BYTES: usize = if cfg!(test) { 256 << 10 } else { 8 << 20 };
-/// The time that commits may stay in the journal alone, and how many operations of them.
+/// The time that commits wait in the journal for others to go into the database with them.
 pub const JOURNAL_APPLY_DELAY: Duration = Duration::from_millis(50);
-/// See [`JOURNAL_APPLY_DELAY`].
-pub const JOURNAL_OPERATIONS_MAX: usize = 4 * CATALOG_BATCH_CHANGES;
 /// A piece of up to so many bytes that is all of its object is kept in the journal with its record, which costs one
 /// write to the disk before the answer, where another piece is synced in its file first.
 pub const JOURNAL_PIECE_BYTES_MAX: usize = 32 << 10;
-/// Bytes on disk taken ahead for the catalog; when fewer than the second are left more are taken. If there are none,
-/// what only adds is refused; with fewer than the third everything is. A transaction of [`CATALOG_BATCH_CHANGES`]
-/// changes writes at most about two pages for each.
-pub const CATALOG_ROOM_BYTES: u64 = 8 << 20;
-/// See [`CATALOG_ROOM_BYTES`].
+/// Bytes on disk taken ahead for the catalog: an eighth of the file system within these bounds. When half of them are
+/// left, more are taken.
+pub const CATALOG_ROOM_BYTES: std::ops::RangeInclusive<u64> = 8 << 20..=32 << 20;
+/// With fewer bytes ahead than this, what only adds is refused.
 pub const CATALOG_ROOM_BYTES_LOW: u64 = 4 << 20;
-/// See [`CATALOG_ROOM_BYTES`].
+/// With fewer than this, everything is.
 pub const CATALOG_ROOM_BYTES_LEAST: u64 = 1 << 20;
+/// Bytes that a change needs at most in a transaction of many: about two pages.
+pub const CATALOG_CHANGE_BYTES: u64 = 2 * 4096;
 /// The time a commit that nobody waits for may be kept to be grouped with others.
 pub const CATALOG_LAZY_DELAY: Duration = Duration::from_millis(100);
 /// Requests that may wait for the sidecar.
@@ -209,7 +208,8 @@ pub const GOSSIP_RESTART_PAUSE: Duration = Duration::from_secs(1);
 pub const LIST_LIMIT_MAX: usize = 1000;
 
 const _: () = assert!(PIECE_BYTES.is_multiple_of(BLOCK_BYTES));
-const _: () = assert!(CATALOG_ROOM_BYTES > CATALOG_ROOM_BYTES_LOW && CATALOG_ROOM_BYTES_LOW > CATALOG_ROOM_BYTES_LEAST);
+const _: () =
+    assert!(*CATALOG_ROOM_BYTES.start() > CATALOG_ROOM_BYTES_LOW && CATALOG_ROOM_BYTES_LOW > CATALOG_ROOM_BYTES_LEAST);
 const _: () = assert!(CATALOG_ROOM_BYTES_LOW >= 2 * (CATALOG_BATCH_CHANGES as u64) * (BLOCK_BYTES as u64));
 const _: () = assert!(HTTP_BUFFER_BYTES_MAX >= HTTP_HEAD_BYTES_MAX && HTTP_HEAD_BYTES_MAX >= OPENING_READ_BYTES);
 const _: () = assert!(PART_BYTES_MIN.is_multiple_of(PIECE_BYTES as u64));

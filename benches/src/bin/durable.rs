@@ -50,6 +50,8 @@ struct Round {
     /// Of one catalog transaction while one client writes.
     commit_us: f64,
     together_per_second: f64,
+    /// Writes in one commit while all write.
+    group: f64,
 }
 
 fn run(arguments: &Arguments) -> Result<()> {
@@ -62,7 +64,7 @@ fn run(arguments: &Arguments) -> Result<()> {
     for number in 0..=arguments.rounds {
         let round = measured(arguments, &file, &lab, number)?;
         eprintln!(
-            "{}: fdatasync {:.0} us, PUT {:.0} us (catalog {:.0} us), {:.0} PUT/s alone, {:.0} PUT/s of {} clients",
+            "{}: fdatasync {:.0} us, PUT {:.0} us (catalog {:.0} us), {:.0} PUT/s alone, {:.0} PUT/s of {} clients ({:.1} in a commit)",
             if number == 0 { "warm-up".to_owned() } else { format!("round {number}") },
             round.sync_us,
             round.put_us,
@@ -70,6 +72,7 @@ fn run(arguments: &Arguments) -> Result<()> {
             round.alone_per_second,
             round.together_per_second,
             arguments.clients,
+            round.group,
         );
         if number > 0 {
             rounds.push(round);
@@ -118,22 +121,25 @@ fn measured(arguments: &Arguments, file: &File, lab: &Lab, round: u32) -> Result
         puts.push(began.elapsed());
     }
     let alone_per_second = arguments.writes as f64 / began.elapsed().as_secs_f64();
-    let (commits, busy) = commits(lab)?;
+    let (commits_alone, busy) = commits(lab)?;
     until_quiet(lab)?;
     let open = |_| Ok((Connection::open(lab.peer.address())?, 0));
     let mut clients = (0..arguments.clients).map(open).collect::<Result<Vec<_>>>()?;
+    let (commits_together, _) = commits(lab)?;
     let took = load::rounds(&mut clients, arguments.writes, |index, (connection, number)| {
         *number += 1;
         put(connection, &path(index, *number))
     })?;
+    let commits_together = commits(lab)?.0 - commits_together;
     until_quiet(lab)?;
     let all = arguments.writes as f64 * arguments.clients as f64;
     Ok(Round {
         sync_us: median_us(&mut syncs),
         put_us: median_us(&mut puts),
         alone_per_second,
-        commit_us: (busy - busy_before) * 1e6 / (commits - commits_before),
+        commit_us: (busy - busy_before) * 1e6 / (commits_alone - commits_before),
         together_per_second: all / took.as_secs_f64(),
+        group: all / commits_together,
     })
 }
 

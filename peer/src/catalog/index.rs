@@ -12,8 +12,8 @@ use std::sync::Arc;
 use crate::catalog::database::Database;
 use crate::catalog::journal::Mark;
 use crate::catalog::operations::Operations;
-use crate::catalog::room::{Room, Standing};
-use crate::limits::{CATALOG_BATCH_CHANGES, JOURNAL_APPLY_DELAY};
+use crate::catalog::room::{Found, Room};
+use crate::limits::JOURNAL_APPLY_DELAY;
 use crate::rt::mailbox::{Receiver, Sender};
 use crate::store::{SharedFile, UnsyncedPiece};
 
@@ -37,7 +37,7 @@ pub struct Report {
     /// It has the journal's entries up to this one.
     pub sequence: u64,
     /// Room on the disk after that.
-    pub standing: Standing,
+    pub room: Found,
     /// Why it applies nothing any more.
     pub failure: Option<Arc<str>>,
     /// Whether this answers a [`ToIndex::Flush`].
@@ -48,6 +48,7 @@ pub struct Report {
 pub struct Index {
     database: Database,
     room: Room,
+    found: Found,
     receiver: Receiver<ToIndex>,
     reports: Sender<Report>,
     mark: Mark,
@@ -78,7 +79,7 @@ impl Batch {
     }
 
     fn is_due(&self) -> bool {
-        self.last || self.flush || self.count >= CATALOG_BATCH_CHANGES
+        self.last || self.flush
     }
 }
 
@@ -87,10 +88,16 @@ impl Index {
     pub fn new(
         database: Database,
         mark: Mark,
-        room: Room,
+        mut room: Room,
         (receiver, reports): (Receiver<ToIndex>, Sender<Report>),
     ) -> Index {
-        Index { database, room, receiver, reports, mark, failure: None }
+        let found = room.look();
+        Index { database, room, found, receiver, reports, mark, failure: None }
+    }
+
+    /// Room on the disk at the start.
+    pub fn room(&self) -> Found {
+        self.found
     }
 
     /// Runs until told to close, or until the sender has gone.
@@ -99,8 +106,9 @@ impl Index {
             let batch = self.gather();
             let (flushed, last) = (batch.flush, batch.last);
             self.apply(batch);
-            let standing = self.room.look();
-            let report = Report { sequence: self.mark.sequence, standing, failure: self.failure.clone(), flushed };
+            self.found = self.room.look();
+            let (sequence, room) = (self.mark.sequence, self.found);
+            let report = Report { sequence, room, failure: self.failure.clone(), flushed };
             let heard = self.reports.send_blocking(report).is_ok();
             if last || !heard {
                 break;
@@ -118,7 +126,9 @@ impl Index {
             // Not woken by each message: that would cost those who wait for the journal.
             std::thread::park_timeout(JOURNAL_APPLY_DELAY);
         }
+        // No more than there is room for.
         while !batch.is_due()
+            && batch.count < self.found.changes
             && let Some(message) = self.receiver.try_recv()
         {
             batch.take(message);

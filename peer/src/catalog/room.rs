@@ -11,8 +11,10 @@ use std::io;
 use std::path::Path;
 
 use crate::catalog::records::Change;
-use crate::limits::{CATALOG_ROOM_BYTES, CATALOG_ROOM_BYTES_LEAST, CATALOG_ROOM_BYTES_LOW};
-use crate::rt::file::{allocate_ahead, data_end};
+use crate::limits::{
+    CATALOG_BATCH_CHANGES, CATALOG_CHANGE_BYTES, CATALOG_ROOM_BYTES, CATALOG_ROOM_BYTES_LEAST, CATALOG_ROOM_BYTES_LOW,
+};
+use crate::rt::file::{allocate_ahead, data_end, file_system_bytes};
 
 /// How much room there is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,36 +66,53 @@ pub struct Room {
     end: u64,
     /// Up to where blocks have been taken.
     taken_to: u64,
-    standing: Standing,
+    /// How much is taken ahead.
+    ahead: u64,
+    found: Found,
+}
+
+/// What a look found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Found {
+    /// How much room there is.
+    pub standing: Standing,
+    /// How many changes surely fit into it, or [`CATALOG_BATCH_CHANGES`].
+    pub changes: usize,
+}
+
+impl Found {
+    fn of(standing: Standing, room_bytes: u64) -> Found {
+        let fits = usize::try_from(room_bytes / CATALOG_CHANGE_BYTES).unwrap_or(usize::MAX);
+        Found { standing, changes: fits.max(CATALOG_BATCH_CHANGES) }
+    }
 }
 
 impl Room {
     /// The room of the catalog file at `path`.
     pub fn new(path: &Path) -> Room {
         let file = File::options().read(true).write(true).open(path).ok();
-        Room { file, length: 0, end: 0, taken_to: 0, standing: Standing::Enough }
+        let (least, most) = CATALOG_ROOM_BYTES.into_inner();
+        let disk_bytes = file.as_ref().and_then(|file| file_system_bytes(file).ok()).unwrap_or(0);
+        let ahead = (disk_bytes / 8).clamp(least, most);
+        Room { file, length: 0, end: 0, taken_to: 0, ahead, found: Found::of(Standing::Enough, ahead) }
     }
 
     /// How much room there is, after taking more where there was little.
-    pub fn look(&mut self) -> Standing {
-        let found = match &self.file {
-            Some(_) => self.take(),
-            None => Ok(Standing::Enough),
-        };
-        let standing = found.unwrap_or_else(|error| {
+    pub fn look(&mut self) -> Found {
+        let found = self.take().unwrap_or_else(|error| {
             tracing::debug!(%error, "no room can be taken ahead for the catalog");
             self.file = None;
-            Standing::Enough
+            Found::of(Standing::Enough, self.ahead)
         });
-        if standing != self.standing {
-            tracing::warn!(?standing, "room on the disk for the catalog");
-            self.standing = standing;
+        if found.standing != self.found.standing {
+            tracing::warn!(standing = ?found.standing, "room on the disk for the catalog");
         }
-        standing
+        self.found = found;
+        found
     }
 
-    fn take(&mut self) -> io::Result<Standing> {
-        let Some(file) = &self.file else { return Ok(Standing::Enough) };
+    fn take(&mut self) -> io::Result<Found> {
+        let Some(file) = &self.file else { return Ok(Found::of(Standing::Enough, self.ahead)) };
         let length = file.metadata()?.len();
         if length < self.length {
             self.taken_to = self.taken_to.min(length);
@@ -101,9 +120,9 @@ impl Room {
         }
         self.length = length;
         self.end = data_end(file, self.end)?;
-        if self.taken_to < self.end + CATALOG_ROOM_BYTES_LOW {
+        if self.taken_to < self.end + self.ahead / 2 {
             // What a full disk still gives.
-            let mut bytes = CATALOG_ROOM_BYTES;
+            let mut bytes = self.ahead;
             while bytes >= CATALOG_ROOM_BYTES_LEAST && self.end + bytes > self.taken_to {
                 match allocate_ahead(file, self.end + bytes) {
                     Ok(()) => self.taken_to = self.end + bytes,
@@ -113,11 +132,12 @@ impl Room {
             }
         }
         let room_bytes = self.taken_to.saturating_sub(self.end);
-        Ok(match room_bytes {
+        let standing = match room_bytes {
             CATALOG_ROOM_BYTES_LOW.. => Standing::Enough,
             CATALOG_ROOM_BYTES_LEAST.. => Standing::Low,
             _ => Standing::Out,
-        })
+        };
+        Ok(Found::of(standing, room_bytes))
     }
 }
 
@@ -146,13 +166,14 @@ mod tests {
         std::os::unix::fs::FileExt::write_all_at(&file, &[1; 8192], 0).expect("written");
         file.set_len(64 << 20).expect("a hole");
         let mut room = Room::new(&path);
-        assert_eq!(room.look(), Standing::Enough);
+        let found = room.look();
+        assert_eq!((found.standing, found.changes), (Standing::Enough, 4096));
         if room.file.is_some() {
             let taken = std::os::unix::fs::MetadataExt::blocks(&file.metadata().expect("there")) * 512;
-            assert!((CATALOG_ROOM_BYTES..64 << 20).contains(&taken), "{taken} bytes are taken");
+            assert!((room.ahead..64 << 20).contains(&taken), "{taken} bytes are taken");
         }
         file.set_len(4096).expect("cut");
-        assert_eq!(room.look(), Standing::Enough);
-        assert!(room.end <= 4096 && room.taken_to <= room.end + CATALOG_ROOM_BYTES);
+        assert_eq!(room.look().standing, Standing::Enough);
+        assert!(room.end <= 4096 && room.taken_to <= room.end + room.ahead);
     }
 }

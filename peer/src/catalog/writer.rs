@@ -6,8 +6,8 @@
 //! long as the last one took, and never more than [`CATALOG_BATCH_DELAY`]. Commits that nobody waits for are grouped for
 //! [`CATALOG_LAZY_DELAY`].
 //!
-//! The database may be behind the journal by [`JOURNAL_OPERATIONS_MAX`] operations and by what the ring holds; then this
-//! thread waits for it. When the disk has little room every group waits until the database has the one before, so that
+//! The database may be behind the journal by what it has room for on the disk and by what the ring holds; then this thread
+//! waits for it. When the disk has little room every group waits until the database has the one before, so that
 //! what is refused for lack of room is refused before it begins. A commit that is too large for the journal goes to the
 //! database alone.
 
@@ -23,11 +23,9 @@ use crate::catalog::index::{Index, Report, ToIndex};
 use crate::catalog::journal::{Journal, Mark};
 use crate::catalog::operations::Operations;
 use crate::catalog::records::Change;
-use crate::catalog::room::{Room, Standing};
+use crate::catalog::room::{Found, Room, Standing};
 use crate::catalog::{CatalogError, CommitObserver, Durability};
-use crate::limits::{
-    CATALOG_BATCH_CHANGES, CATALOG_BATCH_DELAY, CATALOG_LAZY_DELAY, CATALOG_MAILBOX, JOURNAL_OPERATIONS_MAX,
-};
+use crate::limits::{CATALOG_BATCH_CHANGES, CATALOG_BATCH_DELAY, CATALOG_LAZY_DELAY, CATALOG_MAILBOX};
 use crate::rt::mailbox::{Receiver, Sender, mailbox, oneshot};
 
 /// A message to the catalog's thread.
@@ -65,7 +63,7 @@ pub struct ToDatabase {
     sender: Sender<ToIndex>,
     reports: Receiver<Report>,
     thread: JoinHandle<()>,
-    standing: Standing,
+    room: Found,
     /// Entries that it has not reported yet, with the operations in each.
     pending: VecDeque<(u64, usize)>,
     pending_operations: usize,
@@ -73,13 +71,13 @@ pub struct ToDatabase {
 
 impl ToDatabase {
     /// Starts the thread.
-    pub fn start(database: Database, mark: Mark, mut room: Room) -> io::Result<ToDatabase> {
+    pub fn start(database: Database, mark: Mark, room: Room) -> io::Result<ToDatabase> {
         let (sender, receiver) = mailbox(CATALOG_MAILBOX);
         let (reporter, reports) = mailbox(CATALOG_MAILBOX);
-        let standing = room.look();
         let index = Index::new(database, mark, room, (receiver, reporter));
+        let room = index.room();
         let thread = std::thread::Builder::new().name("catalog-index".to_owned()).spawn(move || index.run())?;
-        Ok(ToDatabase { sender, reports, thread, standing, pending: VecDeque::new(), pending_operations: 0 })
+        Ok(ToDatabase { sender, reports, thread, room, pending: VecDeque::new(), pending_operations: 0 })
     }
 
     fn apply(&mut self, operations: Operations, mark: Mark) {
@@ -88,7 +86,7 @@ impl ToDatabase {
         self.pending_operations += count;
         // When it has ended, that is heard with the next report that does not come.
         let _ = self.sender.send_blocking(ToIndex::Apply { operations, mark });
-        if self.pending_operations >= CATALOG_BATCH_CHANGES {
+        if self.pending_operations >= self.room.changes / 2 {
             self.thread.thread().unpark();
         }
     }
@@ -100,7 +98,7 @@ impl ToDatabase {
     }
 
     fn heard(&mut self, report: &Report) {
-        self.standing = report.standing;
+        self.room = report.room;
         while let Some((_, count)) = self.pending.pop_front_if(|(sequence, _)| *sequence <= report.sequence) {
             self.pending_operations -= count;
         }
@@ -234,7 +232,7 @@ impl Writer {
             return false;
         }
         while self.failure.is_none()
-            && (self.index.pending_operations > JOURNAL_OPERATIONS_MAX || !self.journal.has_room(operations))
+            && (self.index.pending_operations > self.index.room.changes || !self.journal.has_room(operations))
         {
             self.flush();
         }
@@ -285,10 +283,10 @@ impl Writer {
         if commits.is_empty() || self.failure.is_some() {
             return commits;
         }
-        if self.index.standing != Standing::Enough {
+        if self.index.room.standing != Standing::Enough {
             self.flush();
         }
-        let standing = self.index.standing;
+        let standing = self.index.room.standing;
         let (kept, refused): (Vec<_>, Vec<_>) =
             commits.into_iter().partition(|commit| standing.allows(&commit.changes));
         for commit in refused {

@@ -135,6 +135,12 @@ pub fn allocate_ahead(file: &File, end_bytes: u64) -> io::Result<()> {
     rustix::fs::fallocate(file, rustix::fs::FallocateFlags::KEEP_SIZE, 0, end_bytes).map_err(io::Error::from)
 }
 
+/// Size of the file system that `file` is in.
+pub fn file_system_bytes(file: &File) -> io::Result<u64> {
+    let found = rustix::fs::fstatvfs(file)?;
+    Ok(found.f_blocks.saturating_mul(found.f_frsize))
+}
+
 /// Where what has been written to `file` ends, behind holes and blocks that were only taken; at least `from`.
 pub fn data_end(file: &File, from: u64) -> io::Result<u64> {
     let mut end = from;
