@@ -138,6 +138,8 @@ impl BackgroundHandle {
         slot: SlotMut,
     ) -> Result<Slot, BackgroundError> {
         assert!(slot.capacity() as u64 >= lease.length_bytes() && lease.length_bytes() >= length as u64);
+        // Here, because the background thread is slow to be woken.
+        lease.written().await?;
         let _asked = self.progress.ask();
         let call = self.calls.call(|reply| Message::Read(ReadPiece { lease, length, crc32, slot, reply }));
         Ok(call.await.map_err(|_| BackgroundError::Closed)??)

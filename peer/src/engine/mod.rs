@@ -335,6 +335,7 @@ impl Engine {
     /// Gives up what this shard does by itself; it ends.
     pub async fn end_work(&self) {
         writeback::end(&self.0).await;
+        self.0.store.settled().await;
     }
 
     /// Serves a request that another shard sent here.

@@ -12,8 +12,6 @@ use std::rc::Rc;
 use bytes::Bytes;
 use dfstore_proto::crc::whole_crc32;
 use dfstore_proto::object::{ObjectMeta, WriteMode};
-use futures_util::future::OptionFuture;
-use futures_util::join;
 
 use crate::catalog::{Change, Durability, PieceKey, TaskState, WriteBackKind, WriteBackRecord};
 use crate::engine::call::{SmallObject, Ticket, WrittenPiece};
@@ -30,7 +28,7 @@ use crate::limits::{ADMISSION_POLL, ADMISSION_TIMEOUT, OBJECT_BYTES_MAX, PIECE_B
 use crate::rt::arena::Slot;
 use crate::rt::time::{sleep, unix_ms};
 use crate::sidecar::backend::WriteCondition;
-use crate::store::{BegunWrite, StoreError};
+use crate::store::{LaterWrite, StoreError};
 
 /// An upload in progress.
 pub struct UploadState {
@@ -144,7 +142,7 @@ impl Owner {
     }
 
     /// Writes a small object in one go. Where the bytes go into the journal with the commit, they are written to their
-    /// blocks beside it.
+    /// blocks after it.
     pub async fn put_small(
         self: &Rc<Self>,
         request: PutRequest,
@@ -295,11 +293,11 @@ impl Owner {
         written.store_into(&version);
         let queued = (state == TaskState::Dirty).then(|| self.new_entry(task, WriteBackKind::Put, generation));
         let mut changes = self.replacement(task, &version, queued.as_ref());
-        let begun = self.keep_in_journal(written, &version, &mut changes).inspect_err(|_| written.give_back())?;
-        let is_written = OptionFuture::from(begun.map(BegunWrite::ended));
-        let (committed, is_written) = join!(self.context.catalog.commit(changes, Durability::Durable), is_written);
-        committed?;
-        is_written.transpose()?;
+        let later = self.keep_in_journal(written, &version, &mut changes).inspect_err(|_| written.give_back())?;
+        self.context.catalog.commit(changes, Durability::Durable).await?;
+        if let Some(later) = later {
+            later.begin();
+        }
         if state != TaskState::Clean {
             // The upload's own hold ends with it: for a moment both count, never neither.
             let hold = self.context.dirty.hold();
@@ -333,24 +331,24 @@ impl Owner {
         changes
     }
 
-    /// Has the catalog keep the bytes that were not synced, and begins to write them to their blocks if nobody has. A
-    /// write that fails stops the catalog as well: what it keeps must not be forgotten.
+    /// Has the catalog keep the bytes that were not synced. Gives the write that is to begin when it has them, if nobody
+    /// has written them. Should that fail, the catalog stops: what it keeps must not be forgotten.
     fn keep_in_journal(
         &self,
         written: &Written,
         version: &Version,
         changes: &mut Vec<Change>,
-    ) -> Result<Option<BegunWrite>, StoreError> {
+    ) -> Result<Option<LaterWrite>, StoreError> {
         let (Some(bytes), Some(stored)) = (&written.kept, written.pieces.first()) else { return Ok(None) };
-        let begun = written.unwritten.as_ref().map(|slot| self.store.begin_write(&stored.lease, slot.clone()));
-        let begun = begun.transpose()?;
-        let piece = match &begun {
-            Some(begun) => begun.piece(),
+        let later = written.unwritten.as_ref().map(|slot| self.store.write_later(&stored.lease, slot.clone()));
+        let later = later.transpose()?;
+        let piece = match &later {
+            Some(later) => later.piece(),
             None => self.store.unsynced(&stored.lease)?,
         };
         let key = PieceKey { task: version.task, generation: version.generation, number: 0 };
         changes.push(Change::KeepPiece { key, piece, bytes: bytes.clone() });
-        Ok(begun)
+        Ok(later)
     }
 
     fn put_done(&self, version: &Version) -> PutDone {

@@ -24,6 +24,12 @@ impl Permits {
         self.0.out.get()
     }
 
+    /// Takes one, however many are out.
+    pub fn take(&self) -> Permit {
+        self.0.out.set(self.0.out.get() + 1);
+        Permit(self.clone())
+    }
+
     /// Waits until fewer than `max` permits are out, and takes one. `max` is asked again each time one is given back, and
     /// is never 0.
     pub async fn acquire(&self, max: impl Fn() -> usize) -> Permit {
@@ -35,8 +41,7 @@ impl Permits {
             }
             self.0.back.listen().await;
         }
-        self.0.out.set(self.0.out.get() + 1);
-        Permit(self.clone())
+        self.take()
     }
 }
 

@@ -6,10 +6,12 @@
 //! blocks for reuse, and the last holder to go, on whatever thread, gives them back.
 
 use std::ops::Deref;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 
+use crate::store::StoreError;
 use crate::store::extents::ExtentList;
+use crate::store::plain::WriteState;
 use crate::store::space::Space;
 
 /// The extents of one piece as long as somebody may read or write them.
@@ -18,6 +20,14 @@ pub(super) struct Held {
     extents: ExtentList,
     /// Whether the last holder gives the blocks back.
     release: AtomicBool,
+    /// The write that readers wait for, if there is one.
+    write: OnceLock<Arc<WriteState>>,
+}
+
+impl Held {
+    fn new(space: Arc<Space>, extents: ExtentList, releases: bool) -> Arc<Held> {
+        Arc::new(Held { space, extents, release: AtomicBool::new(releases), write: OnceLock::new() })
+    }
 }
 
 impl Drop for Held {
@@ -33,7 +43,7 @@ pub struct Reservation(Arc<Held>);
 
 impl Reservation {
     pub(super) fn new(space: Arc<Space>, extents: ExtentList) -> Reservation {
-        Reservation(Arc::new(Held { space, extents, release: AtomicBool::new(true) }))
+        Reservation(Held::new(space, extents, true))
     }
 
     /// The blocks.
@@ -61,12 +71,25 @@ pub struct Lease(Arc<Held>);
 impl Lease {
     /// The lease of extents that are marked as used already (see [`recover`](super::recover)).
     pub(super) fn of_claimed(space: Arc<Space>, extents: ExtentList) -> Lease {
-        Lease(Arc::new(Held { space, extents, release: AtomicBool::new(false) }))
+        Lease(Held::new(space, extents, false))
     }
 
     /// The blocks.
     pub fn extents(&self) -> &ExtentList {
         &self.0.extents
+    }
+
+    /// From now on readers wait for this write.
+    pub(super) fn wait_for(&self, write: Arc<WriteState>) {
+        let _ = self.0.write.set(write);
+    }
+
+    /// Waits for the write that readers have to wait for.
+    pub async fn written(&self) -> Result<(), StoreError> {
+        match self.0.write.get() {
+            Some(write) if !write.ended().await => Err(StoreError::Poisoned),
+            _ => Ok(()),
+        }
     }
 
     /// Gives the blocks back as soon as the last lease of them is dropped (now, if this is the last). To be called

@@ -42,7 +42,7 @@ pub use extents::{Extent, ExtentList};
 pub use files::{FORMAT_VERSION, Header, HeaderError, SpaceOptions, piece_file_path};
 pub use lease::{Lease, Reservation};
 pub(crate) use piece::verify;
-pub use piece::{BegunWrite, PieceStore, seal};
+pub use piece::{LaterWrite, PieceStore, seal};
 pub use plain::{PieceFiles, PlainFiles, SharedFile, UnsyncedPiece};
 pub use space::{ClaimError, SpaceStats, StoreSeed};
 

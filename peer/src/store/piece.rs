@@ -16,13 +16,14 @@ use crate::limits::BLOCK_BYTES;
 use crate::rt::arena::{Slot, SlotMut};
 use crate::rt::file::DirectFile;
 use crate::rt::mailbox::oneshot;
+use crate::rt::permits::Permits;
 use crate::rt::shard::{detached, spawn_local};
 use crate::store::StoreError;
 use crate::store::allocate::Cursor;
 use crate::store::extents::{Extent, ExtentList, blocks_of};
 use crate::store::files::{io_error, piece_file_path};
 use crate::store::lease::{Held, Lease, Reservation};
-use crate::store::plain::{SharedFile, UnsyncedPiece};
+use crate::store::plain::{SharedFile, UnsyncedPiece, WriteEnd};
 use crate::store::space::{Growth, Space, SpaceStats};
 
 /// Makes a filled slot ready for the store: pads it with zeros to whole blocks, freezes it, and computes the piece's
@@ -33,21 +34,30 @@ pub fn seal(mut slot: SlotMut) -> (Slot, u32) {
     (slot.freeze(), crc32)
 }
 
-/// A write that goes on whether or not somebody waits for it.
-pub struct BegunWrite {
+/// A write that was taken on. Dropped, it has failed.
+pub struct LaterWrite {
+    store: PieceStore,
+    lease: Lease,
+    slot: Slot,
     piece: UnsyncedPiece,
-    answer: oneshot::Receiver<Result<(), StoreError>>,
+    end: WriteEnd,
 }
 
-impl BegunWrite {
+impl LaterWrite {
     /// The piece, for another thread that is to sync it.
     pub fn piece(&self) -> UnsyncedPiece {
         self.piece.clone()
     }
 
-    /// Waits until it is written.
-    pub async fn ended(self) -> Result<(), StoreError> {
-        self.answer.await.unwrap_or(Err(StoreError::Poisoned))
+    /// Begins. Nobody waits but those who read the piece or sync it.
+    pub fn begin(self) {
+        let LaterWrite { store, lease, slot, end, .. } = self;
+        let under_way = store.0.later.take();
+        spawn_local(async move {
+            // What failed is logged where it was found.
+            end.ended(store.write_extents(lease.extents(), &slot).await.is_ok());
+            drop(under_way);
+        });
     }
 }
 
@@ -60,6 +70,8 @@ struct Inner {
     shard: usize,
     cursor: Cursor,
     files: RefCell<Vec<Option<Rc<OpenFile>>>>,
+    /// Writes that were put off and are under way.
+    later: Permits,
 }
 
 struct OpenFile {
@@ -76,7 +88,13 @@ struct SyncQueue {
 
 impl PieceStore {
     pub(super) fn new(space: Arc<Space>, shard: usize) -> PieceStore {
-        PieceStore(Rc::new(Inner { space, shard, cursor: Cursor::default(), files: RefCell::default() }))
+        PieceStore(Rc::new(Inner {
+            space,
+            shard,
+            cursor: Cursor::default(),
+            files: RefCell::default(),
+            later: Permits::default(),
+        }))
     }
 
     /// Takes blocks for a piece of `length_bytes` (at least one). Creates a piece file when this shard's are full and
@@ -125,18 +143,17 @@ impl PieceStore {
         .await
     }
 
-    /// Begins to write a piece, as [`write`](Self::write) does.
-    pub fn begin_write(&self, lease: &Lease, slot: Slot) -> Result<BegunWrite, StoreError> {
+    /// Takes on the write of a piece that may be asked for before it is written: who reads it waits.
+    pub fn write_later(&self, lease: &Lease, slot: Slot) -> Result<LaterWrite, StoreError> {
         self.check_writable()?;
-        let (unsynced, end) = UnsyncedPiece::new(self.shared_files(lease.extents())?);
-        let (store, lease) = (self.clone(), lease.clone());
-        let (reply, answer) = oneshot::channel();
-        spawn_local(async move {
-            let result = store.write_extents(lease.extents(), &slot).await;
-            end.ended(result.is_ok());
-            let _ = reply.send(result);
-        });
-        Ok(BegunWrite { piece: unsynced, answer })
+        let (piece, end) = UnsyncedPiece::new(self.shared_files(lease.extents())?);
+        lease.wait_for(end.state());
+        Ok(LaterWrite { store: self.clone(), lease: lease.clone(), slot, piece, end })
+    }
+
+    /// Waits until no write that was put off is under way.
+    pub async fn settled(&self) {
+        drop(self.0.later.acquire(|| 1).await);
     }
 
     /// A piece that was written before, for another thread that is to sync it.
@@ -235,6 +252,7 @@ impl PieceStore {
     /// for the pieces of every shard; the lease keeps the blocks from being reused meanwhile.
     pub async fn read(&self, lease: &Lease, length: usize, crc32: u32, slot: SlotMut) -> Result<Slot, StoreError> {
         assert!(lease.length_bytes() >= length as u64, "the blocks hold the piece");
+        lease.written().await?;
         let mut slot = slot;
         let mut at = 0;
         for extent in lease.extents() {

@@ -8,6 +8,8 @@ use std::io;
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 
+use event_listener::Event;
+
 use crate::rt::file;
 use crate::store::extents::ExtentList;
 use crate::store::files::piece_file_path;
@@ -55,13 +57,13 @@ impl Eq for SharedFile {}
 #[derive(Clone, Debug)]
 pub struct UnsyncedPiece {
     files: Vec<SharedFile>,
-    write: Arc<OnceLock<bool>>,
+    write: Arc<WriteState>,
 }
 
 impl UnsyncedPiece {
     /// Of a piece in these files, whose write has yet to end.
     pub(crate) fn new(files: Vec<SharedFile>) -> (UnsyncedPiece, WriteEnd) {
-        let write = Arc::<OnceLock<bool>>::default();
+        let write = Arc::<WriteState>::default();
         (UnsyncedPiece { files, write: write.clone() }, WriteEnd(write))
     }
 
@@ -74,7 +76,7 @@ impl UnsyncedPiece {
 
     /// Waits until it is written. Blocks.
     pub fn written(&self) -> io::Result<()> {
-        if *self.write.wait() { Ok(()) } else { Err(io::Error::other("a piece could not be written")) }
+        if *self.write.ended.wait() { Ok(()) } else { Err(io::Error::other("a piece could not be written")) }
     }
 
     /// The files to sync then.
@@ -91,19 +93,45 @@ impl PartialEq for UnsyncedPiece {
 
 impl Eq for UnsyncedPiece {}
 
+/// How far a write is.
+#[derive(Debug, Default)]
+pub(super) struct WriteState {
+    /// Whether it ended well.
+    ended: OnceLock<bool>,
+    changed: Event,
+}
+
+impl WriteState {
+    /// Waits until it has ended; gives whether it did well.
+    pub(super) async fn ended(&self) -> bool {
+        loop {
+            let changed = self.changed.listen();
+            if let Some(well) = self.ended.get() {
+                return *well;
+            }
+            changed.await;
+        }
+    }
+}
+
 /// Says how the write of an [`UnsyncedPiece`] ended. Dropped before, it failed.
-pub struct WriteEnd(Arc<OnceLock<bool>>);
+pub(crate) struct WriteEnd(Arc<WriteState>);
 
 impl WriteEnd {
     /// It has ended.
-    pub fn ended(self, well: bool) {
-        let _ = self.0.set(well);
+    pub(super) fn ended(self, well: bool) {
+        let _ = self.0.ended.set(well);
+    }
+
+    pub(super) fn state(&self) -> Arc<WriteState> {
+        self.0.clone()
     }
 }
 
 impl Drop for WriteEnd {
     fn drop(&mut self) {
-        let _ = self.0.set(false);
+        let _ = self.0.ended.set(false);
+        self.0.changed.notify(usize::MAX);
     }
 }
 
