@@ -255,10 +255,10 @@ impl Journal {
         self.next
     }
 
-    /// Whether these operations make an entry at all. Half of the ring is the most, so that one always fits when the
-    /// database has all others.
-    pub fn can_hold(&self, operations: &Operations) -> bool {
-        entry_blocks(operations.bytes().len()) <= self.ring_blocks() / 2
+    /// Whether operations of so many bytes make an entry at all. Half of the ring is the most, so that one always fits when
+    /// the database has all others.
+    pub fn can_hold(&self, length: usize) -> bool {
+        entry_blocks(length) <= self.ring_blocks() / 2
     }
 
     /// Whether there is room for them now.

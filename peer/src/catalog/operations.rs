@@ -110,6 +110,13 @@ impl Operations {
         }
     }
 
+    /// Adds others behind these.
+    pub fn append(&mut self, mut other: Operations) {
+        self.bytes.append(&mut other.bytes);
+        self.count += other.count;
+        self.unsynced.append(&mut other.unsynced);
+    }
+
     /// The encoded row.
     pub fn bytes(&self) -> &[u8] {
         &self.bytes

@@ -198,13 +198,26 @@ impl Writer {
         self.last.0 = batch.durable_count;
         self.hear();
         let commits = self.with_room(batch.commits);
-        let change_count = commits.iter().map(|commit| commit.changes.len()).sum();
-        if change_count == 0 {
-            return;
+        let (mut group, mut operations) = (Vec::new(), Operations::default());
+        for commit in commits {
+            let mut own = Operations::default();
+            commit.changes.iter().for_each(|change| own.push(change));
+            let together = operations.bytes().len() + own.bytes().len();
+            if !group.is_empty() && !self.journal.can_hold(together) {
+                self.commit_group(std::mem::take(&mut group), std::mem::take(&mut operations));
+            }
+            operations.append(own);
+            group.push(commit);
         }
+        if !group.is_empty() {
+            self.commit_group(group, operations);
+        }
+    }
+
+    /// Makes commits durable together, and answers them.
+    fn commit_group(&mut self, commits: Vec<Commit>, mut operations: Operations) {
+        let change_count = commits.iter().map(|commit| commit.changes.len()).sum();
         let started = Instant::now();
-        let mut operations = Operations::default();
-        commits.iter().flat_map(|commit| &commit.changes).for_each(|change| operations.push(change));
         let in_journal = self.failure.is_none() && self.write(&mut operations);
         if self.failure.is_none() {
             self.last.1 = started.elapsed();
@@ -226,7 +239,9 @@ impl Writer {
     /// Makes operations durable: in the journal, from where the database is still to get them, or, when they are too many
     /// for it, in the database. Gives whether the journal has them.
     fn write(&mut self, operations: &mut Operations) -> bool {
-        if !self.journal.can_hold(operations) {
+        if !self.journal.can_hold(operations.bytes().len()) {
+            // Those may be written only after the answer; the commit of such a piece is small.
+            debug_assert!(operations.unsynced().is_empty(), "nobody keeps these bytes meanwhile");
             self.index.apply(std::mem::take(operations), self.journal.mark());
             self.flush();
             return false;

@@ -119,7 +119,7 @@ pub(crate) struct WriteEnd(Arc<WriteState>);
 
 impl WriteEnd {
     /// It has ended.
-    pub(super) fn ended(self, well: bool) {
+    pub(crate) fn ended(self, well: bool) {
         let _ = self.0.ended.set(well);
     }
 

@@ -3,9 +3,11 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
+use std::time::Duration;
 
 use super::*;
 use crate::limits::JOURNAL_BYTES;
+use crate::rt::time::timeout;
 
 const BLOCK: u64 = 4096;
 
@@ -71,6 +73,27 @@ fn a_commit_that_is_too_large_for_the_journal_is_as_durable() {
     assert_eq!(generations(&loaded), BTreeMap::from([(task(1), 2), (task(2), 1)]));
     assert_eq!(loaded.pieces.len(), 4000);
     crashed.close();
+    catalog.close();
+}
+
+/// The writes of kept pieces begin when their commits are answered, so no commit may wait for them.
+#[test]
+fn more_kept_pieces_than_the_journal_can_hold_at_once_are_all_answered() {
+    const { assert!(40 * 30_000 > JOURNAL_BYTES * 4, "this is too little") };
+    let dir = folder();
+    let (catalog, _) = open(&dir);
+    let handle = catalog.handle();
+    let commit = async |number: u64| {
+        let bytes = Bytes::from(vec![1; 30_000]);
+        let key = PieceKey { task: task(number), generation: 1, number: 0 };
+        let (piece, end) = UnsyncedPiece::new(Vec::new());
+        let changes = vec![put(number, 1), Change::KeepPiece { key, piece, bytes }];
+        handle.commit(changes, Durability::Durable).await.expect("it is taken");
+        end.ended(true);
+    };
+    run(async { timeout(Duration::from_secs(30), join_all((0..40).map(commit))).await.expect("they are answered") });
+    let (catalog, loaded) = reopen(catalog, &dir);
+    assert_eq!(loaded.tasks.len(), 40);
     catalog.close();
 }
 
