@@ -34,8 +34,14 @@ fn seeds_with(cluster: &Cluster, key: &str) -> Result<BTreeSet<String>> {
 }
 
 fn until_on(cluster: &Cluster, key: &str, count: usize) -> Result<BTreeSet<String>> {
-    eventually(&format!("{key} is on {count} seeds"), REPAIR_PATIENCE, || {
-        seeds_with(cluster, key).ok().filter(|seeds| seeds.len() == count)
+    let mut last = Ok(BTreeSet::new());
+    let found = eventually(&format!("{key} is on {count} seeds"), REPAIR_PATIENCE, || {
+        last = seeds_with(cluster, key);
+        last.as_ref().ok().filter(|seeds| seeds.len() == count).cloned()
+    });
+    found.with_context(|| {
+        let logs = cluster.nodes().iter().map(|node| format!("{} ({:?}):\n{}\n", node.id(), node.role(), node.log()));
+        format!("at last it was on {last:?}\n{}", logs.collect::<String>())
     })
 }
 

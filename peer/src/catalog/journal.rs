@@ -307,7 +307,7 @@ fn check_header(path: &Path, bytes: &[u8], store_id: &[u8; 16]) -> Result<(), Ca
     let header = bytes.get(..HEADER_BYTES).ok_or_else(|| damaged(path, "it is too short"))?;
     let word = |at: usize| u32::from_le_bytes(header[at..at + 4].try_into().expect("four bytes"));
     if header[..8] != FILE_MAGIC || word(32) != crc32fast::hash(&header[..32]) {
-        return Err(damaged(path, "its header is none"));
+        return Err(damaged(path, "it does not begin with a valid header"));
     }
     if word(8) != JOURNAL_VERSION {
         return Err(CatalogError::Version { path: path.to_path_buf(), found: word(8), known: JOURNAL_VERSION });
@@ -316,7 +316,7 @@ fn check_header(path: &Path, bytes: &[u8], store_id: &[u8; 16]) -> Result<(), Ca
         return Err(damaged(path, "it belongs to another store"));
     }
     if bytes.len() / BLOCK != word(28) as usize || word(28) < BLOCKS_LEAST {
-        return Err(damaged(path, "it has not its size"));
+        return Err(damaged(path, "its size is not what its header says"));
     }
     Ok(())
 }

@@ -151,9 +151,9 @@ fn a_journal_that_is_missing_or_no_journal_or_of_another_store_is_refused_with_a
     std::fs::remove_file(&path).expect("removes");
     assert!(error(&dir).contains("catalog.journal is damaged (it is missing)"), "{}", error(&dir));
     std::fs::write(&path, &bytes[..bytes.len() - 4096]).expect("writes");
-    assert!(error(&dir).contains("it has not its size"), "{}", error(&dir));
+    assert!(error(&dir).contains("its size is not what its header says"), "{}", error(&dir));
     std::fs::write(&path, vec![0; bytes.len()]).expect("writes");
-    assert!(error(&dir).contains("its header is none"), "{}", error(&dir));
+    assert!(error(&dir).contains("it does not begin with a valid header"), "{}", error(&dir));
     std::fs::write(&path, b"x").expect("writes");
     assert!(error(&dir).contains("it is too short"), "{}", error(&dir));
     let other = folder();
