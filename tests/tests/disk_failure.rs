@@ -18,6 +18,7 @@ use dfstore_tests::loopfs::LoopFs;
 use dfstore_tests::native::{NativeClient, target};
 use dfstore_tests::scene::{ASYNC, BUCKET, EPHEMERAL, PATIENCE, SYNC, Scene, expect};
 use http::Method;
+use tempfile::TempDir;
 
 const PIECE: u64 = 4 << 20;
 const TWO_PIECES: u64 = PIECE + 12_345;
@@ -64,6 +65,14 @@ fn furnished(data_path: &Path, catalog_folder: &Path) -> Result<Scene> {
     scene.backend.set_rules([Rule::on(Method::PUT, Fault::internal_error())]);
     scene.put("dirty", ASYNC, dirty())?;
     Ok(scene)
+}
+
+/// A disk with the data folder, and the peer of [`furnished`] there; its catalog is elsewhere.
+fn pieces_on_a_disk() -> Result<Option<(LoopFs, TempDir, Scene)>> {
+    let Some(disk) = LoopFs::journaled(320 << 20) else { return Ok(None) };
+    let elsewhere = dirs::temporary("catalog")?;
+    let scene = furnished(&disk.path().join("data"), elsewhere.path())?;
+    Ok(Some((disk, elsewhere, scene)))
 }
 
 /// Writes the pieces of an object, lets the disk fail, and commits: that must be refused, with these words.
@@ -121,10 +130,7 @@ fn all_is_well_after_a_restart(scene: &mut Scene) -> Result<()> {
 
 #[test]
 fn a_failed_sync_of_a_piece_file_stops_writes_and_nothing_else() -> Result<()> {
-    let Some(mut disk) = LoopFs::journaled(320 << 20) else { return Ok(()) };
-    let elsewhere = dirs::temporary("catalog")?;
-    let data_path = disk.path().join("data");
-    let mut scene = furnished(&data_path, elsewhere.path())?;
+    let Some((mut disk, _elsewhere, mut scene)) = pieces_on_a_disk()? else { return Ok(()) };
     commit_on_a_failed_disk(&scene, &disk, "takes no writes")?;
     reads_go_on_and_writes_are_refused(&scene)?;
     ensure!(scene.peer.log().contains("cannot sync"), "{}", scene.peer.log_tail());
@@ -150,10 +156,7 @@ fn a_failed_sync_of_the_catalog_stops_writes_and_nothing_else() -> Result<()> {
 
 #[test]
 fn a_small_object_outlives_a_disk_that_fails_before_its_piece_is_synced() -> Result<()> {
-    let Some(mut disk) = LoopFs::journaled(320 << 20) else { return Ok(()) };
-    let elsewhere = dirs::temporary("catalog")?;
-    let data_path = disk.path().join("data");
-    let mut scene = furnished(&data_path, elsewhere.path())?;
+    let Some((mut disk, _elsewhere, mut scene)) = pieces_on_a_disk()? else { return Ok(()) };
     let small = Payload::new(6, 20_000);
     let target = target(BUCKET, "small");
     let mut client = NativeClient::connect(scene.peer.address(), &target)?;
@@ -174,10 +177,7 @@ fn a_small_object_outlives_a_disk_that_fails_before_its_piece_is_synced() -> Res
 
 #[test]
 fn a_disk_that_takes_no_writes_is_no_longer_written_to() -> Result<()> {
-    let Some(mut disk) = LoopFs::journaled(320 << 20) else { return Ok(()) };
-    let elsewhere = dirs::temporary("catalog")?;
-    let data_path = disk.path().join("data");
-    let mut scene = furnished(&data_path, elsewhere.path())?;
+    let Some((mut disk, _elsewhere, mut scene)) = pieces_on_a_disk()? else { return Ok(()) };
     disk.fail()?;
     expect(&scene.try_put("late", ASYNC, late())?, 503);
     reads_go_on_and_writes_are_refused(&scene)?;

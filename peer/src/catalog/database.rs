@@ -81,15 +81,29 @@ impl Database {
             }
         };
         let (journal, replay) = Journal::open(dir, &identity.store_id, mark)?;
+        let loaded = database.catch_up(&path, identity.store_id, mark, &replay, pieces)?;
+        Ok((database, journal, loaded))
+    }
+
+    /// Takes in what a journal has behind `mark`, then reads everything.
+    pub(super) fn catch_up(
+        &self,
+        path: &Path,
+        store_id: [u8; 16],
+        mark: Mark,
+        replay: &Replay,
+        pieces: &mut dyn PieceFiles,
+    ) -> Result<Loaded, CatalogError> {
         if replay.mark != mark {
-            database.replay(&replay, pieces).map_err(damage)?;
+            let replayed = self.replay(replay, pieces);
+            replayed.map_err(|error| CatalogError::Damaged { path: path.to_path_buf(), reason: error.to_string() })?;
         }
-        let mut loaded = database.load(&path, identity.store_id)?;
+        let mut loaded = self.load(path, store_id)?;
         if replay.damaged > 0 {
             tracing::error!(entries = replay.damaged, "entries of the catalog's journal are damaged and left out");
         }
         loaded.damaged += replay.damaged;
-        Ok((database, journal, loaded))
+        Ok(loaded)
     }
 
     /// Makes a new file, which gets its name when it is complete: what a crash leaves of it before is no database, and
@@ -264,7 +278,7 @@ impl Database {
 
     /// Applies what a journal has and the database does not, and writes the bytes of pieces that are kept there to their
     /// files once more, unless they have been replaced since; all of it durable when this returns.
-    pub fn replay(&self, replay: &Replay, pieces: &mut dyn PieceFiles) -> Result<(), redb::Error> {
+    fn replay(&self, replay: &Replay, pieces: &mut dyn PieceFiles) -> Result<(), redb::Error> {
         let transaction = self.0.begin_write()?;
         {
             let mut tables = Tables::open(&transaction)?;

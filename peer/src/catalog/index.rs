@@ -48,7 +48,6 @@ pub struct Report {
 pub struct Index {
     database: Database,
     room: Room,
-    found: Found,
     receiver: Receiver<ToIndex>,
     reports: Sender<Report>,
     mark: Mark,
@@ -91,13 +90,13 @@ impl Index {
         mut room: Room,
         (receiver, reports): (Receiver<ToIndex>, Sender<Report>),
     ) -> Index {
-        let found = room.look();
-        Index { database, room, found, receiver, reports, mark, failure: None }
+        room.look();
+        Index { database, room, receiver, reports, mark, failure: None }
     }
 
     /// Room on the disk at the start.
     pub fn room(&self) -> Found {
-        self.found
+        self.room.found()
     }
 
     /// Runs until told to close, or until the sender has gone.
@@ -106,8 +105,7 @@ impl Index {
             let batch = self.gather();
             let (flushed, last) = (batch.flush, batch.last);
             self.apply(batch);
-            self.found = self.room.look();
-            let (sequence, room) = (self.mark.sequence, self.found);
+            let (sequence, room) = (self.mark.sequence, self.room.look());
             let report = Report { sequence, room, failure: self.failure.clone(), flushed };
             let heard = self.reports.send_blocking(report).is_ok();
             if last || !heard {
@@ -128,7 +126,7 @@ impl Index {
         }
         // No more than there is room for.
         while !batch.is_due()
-            && batch.count < self.found.changes
+            && batch.count < self.room().changes
             && let Some(message) = self.receiver.try_recv()
         {
             batch.take(message);

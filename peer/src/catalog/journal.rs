@@ -92,24 +92,20 @@ impl Replay {
 
     fn find(bytes: AlignedBytes, store_id: &[u8; 16], mark: Mark) -> Replay {
         let mut replay = Replay { bytes, entries: Vec::new(), mark, damaged: 0 };
-        let mut next = replay.next_at(store_id, mark.block).or_else(|| replay.next_at(store_id, FIRST_BLOCK));
-        loop {
-            match next {
-                Some(found) => replay.take(&found),
-                None => match replay.beyond_damage(store_id) {
-                    Some(found) => {
-                        replay.damaged += found.sequence - replay.mark.sequence - 1;
-                        replay.take(&found);
-                    }
-                    None => return replay,
-                },
-            }
-            let here = replay.mark.block;
-            next = replay.next_at(store_id, here).or_else(|| replay.next_at(store_id, FIRST_BLOCK));
+        while let Some(found) = replay.next(store_id) {
+            replay.take(&found);
         }
+        replay
+    }
+
+    /// The next entry: behind the last one, at the start of the ring, or, where that is damaged, beyond it.
+    fn next(&self, store_id: &[u8; 16]) -> Option<FoundEntry> {
+        let behind = self.next_at(store_id, self.mark.block);
+        behind.or_else(|| self.next_at(store_id, FIRST_BLOCK)).or_else(|| self.beyond_damage(store_id))
     }
 
     fn take(&mut self, found: &FoundEntry) {
+        self.damaged += found.sequence - self.mark.sequence - 1;
         self.entries.push((found.block as usize * BLOCK + ENTRY_HEAD_BYTES, found.length));
         self.mark = Mark { sequence: found.sequence, block: found.block + found.block_count() };
     }

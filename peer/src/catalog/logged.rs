@@ -98,16 +98,9 @@ pub fn open_image(bytes: Vec<u8>, journal: &[u8], pieces: &mut dyn PieceFiles) -
     let opened = database::builder(CACHE_BYTES).create_with_backend(Memory(Mutex::new(bytes)));
     let opened = opened.map_err(|error| open_error(&path, error))?;
     let (database, identity) = database::Database::identified(opened, &path)?;
-    let damage = |error: redb::Error| CatalogError::Damaged { path: path.clone(), reason: error.to_string() };
-    let mut damaged = 0;
-    if let Some(mark) = identity.mark.filter(|_| existed) {
-        let replay = Replay::read(&path, aligned(journal), &identity.store_id, mark)?;
-        database.replay(&replay, pieces).map_err(damage)?;
-        damaged = replay.damaged;
-    }
-    let mut loaded = database.load(&path, identity.store_id)?;
-    loaded.damaged += damaged;
-    Ok(loaded)
+    let Some(mark) = identity.mark.filter(|_| existed) else { return database.load(&path, identity.store_id) };
+    let replay = Replay::read(&path, aligned(journal), &identity.store_id, mark)?;
+    database.catch_up(&path, identity.store_id, mark, &replay, pieces)
 }
 
 fn aligned(bytes: &[u8]) -> AlignedBytes {

@@ -97,6 +97,11 @@ impl Room {
         Room { file, length: 0, end: 0, taken_to: 0, ahead, found: Found::of(Standing::Enough, ahead) }
     }
 
+    /// What the last look found.
+    pub fn found(&self) -> Found {
+        self.found
+    }
+
     /// How much room there is, after taking more where there was little.
     pub fn look(&mut self) -> Found {
         let found = self.take().unwrap_or_else(|error| {

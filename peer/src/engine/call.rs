@@ -125,18 +125,33 @@ pub struct WrittenPiece {
     pub crc32: u32,
     /// Where it lies; dropped, the space is free again.
     pub reservation: Reservation,
-    /// Its bytes, if they are few: then the catalog can keep them until the file is synced.
-    pub bytes: Option<Bytes>,
-    /// The same, sealed, if nobody has begun to write them.
-    pub unwritten: Option<Slot>,
+    /// Its bytes, if they are few.
+    pub kept: Option<Kept>,
+}
+
+/// Bytes of a small piece, which the catalog can keep until the file is synced.
+#[derive(Clone)]
+pub enum Kept {
+    /// They are in the file too.
+    Written(Bytes),
+    /// Nobody has begun to write them. Sealed.
+    Unwritten(Slot),
+}
+
+impl Kept {
+    /// The bytes.
+    pub fn bytes(&self) -> Bytes {
+        match self {
+            Kept::Written(bytes) => bytes.clone(),
+            Kept::Unwritten(slot) => slot.clone().into_bytes(),
+        }
+    }
 }
 
 /// All bytes of a small object, sealed.
 pub struct SmallObject {
     /// The bytes.
     pub slot: Slot,
-    /// How many there are.
-    pub length: u32,
     /// Their checksum.
     pub crc32: u32,
 }

@@ -156,9 +156,8 @@ impl Engine {
         slot: SlotMut,
         commit: CommitRequest,
     ) -> Result<request::PutDone, ObjectError> {
-        let length = u32::try_from(slot.len()).expect("it is small");
         let (slot, crc32) = seal(slot);
-        let object = SmallObject { slot, length, crc32 };
+        let object = SmallObject { slot, crc32 };
         match self.remote(&request.target.task) {
             None => {
                 let owner = self.0.clone();

@@ -9,12 +9,11 @@ use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::rc::Rc;
 
-use bytes::Bytes;
 use dfstore_proto::crc::whole_crc32;
 use dfstore_proto::object::{ObjectMeta, WriteMode};
 
 use crate::catalog::{Change, Durability, PieceKey, TaskState, WriteBackKind, WriteBackRecord};
-use crate::engine::call::{SmallObject, Ticket, WrittenPiece};
+use crate::engine::call::{Kept, SmallObject, Ticket, WrittenPiece};
 use crate::engine::context::DirtyHold;
 use crate::engine::error::ObjectError;
 use crate::engine::fetch::busy;
@@ -25,7 +24,6 @@ use crate::engine::task::Task;
 use crate::engine::version::{StoredPiece, Version};
 use crate::engine::writeback::Outgoing;
 use crate::limits::{ADMISSION_POLL, ADMISSION_TIMEOUT, OBJECT_BYTES_MAX, PIECE_BYTES, UPLOADS_PER_SHARD_MAX};
-use crate::rt::arena::Slot;
 use crate::rt::time::{sleep, unix_ms};
 use crate::sidecar::backend::WriteCondition;
 use crate::store::{LaterWrite, StoreError};
@@ -49,9 +47,7 @@ struct Written {
     crc32: u32,
     pieces: Vec<StoredPiece>,
     /// Bytes of the only piece, if they are few: the catalog keeps them, and the piece need not be synced.
-    kept: Option<Bytes>,
-    /// The same, if nobody has begun to write them.
-    unwritten: Option<Slot>,
+    kept: Option<Kept>,
 }
 
 impl Owner {
@@ -151,18 +147,16 @@ impl Owner {
     ) -> Result<PutDone, ObjectError> {
         let is_through = commit.mode.unwrap_or(request.mode) == WriteMode::WriteBack;
         let upload = self.begin(request).await?.upload;
-        let SmallObject { slot, length, crc32 } = object;
+        let SmallObject { slot, crc32 } = object;
+        let length = u32::try_from(slot.len()).expect("it is small");
         let placed = async {
             self.admit(upload, 0, length).await?;
-            let piece = if is_through {
-                let reservation = self.write_new(slot, None).await?;
-                WrittenPiece { number: 0, length, crc32, reservation, bytes: None, unwritten: None }
+            let (reservation, kept) = if is_through {
+                (self.write_new(slot, None).await?, None)
             } else {
-                let reservation = self.take_space(slot.len(), None).await?;
-                let bytes = Some(slot.clone().into_bytes());
-                WrittenPiece { number: 0, length, crc32, reservation, bytes, unwritten: Some(slot) }
+                (self.take_space(slot.len(), None).await?, Some(Kept::Unwritten(slot)))
             };
-            self.written(upload, piece)
+            self.written(upload, WrittenPiece { number: 0, length, crc32, reservation, kept })
         };
         placed.await.inspect_err(|_| self.abort(upload))?;
         self.commit(upload, commit).await
@@ -339,15 +333,16 @@ impl Owner {
         version: &Version,
         changes: &mut Vec<Change>,
     ) -> Result<Option<LaterWrite>, StoreError> {
-        let (Some(bytes), Some(stored)) = (&written.kept, written.pieces.first()) else { return Ok(None) };
-        let later = written.unwritten.as_ref().map(|slot| self.store.write_later(&stored.lease, slot.clone()));
-        let later = later.transpose()?;
-        let piece = match &later {
-            Some(later) => later.piece(),
-            None => self.store.unsynced(&stored.lease)?,
+        let (Some(kept), Some(stored)) = (&written.kept, written.pieces.first()) else { return Ok(None) };
+        let (piece, later) = match kept {
+            Kept::Written(_) => (self.store.unsynced(&stored.lease)?, None),
+            Kept::Unwritten(slot) => {
+                let later = self.store.write_later(&stored.lease, slot.clone())?;
+                (later.piece(), Some(later))
+            }
         };
         let key = PieceKey { task: version.task, generation: version.generation, number: 0 };
-        changes.push(Change::KeepPiece { key, piece, bytes: bytes.clone() });
+        changes.push(Change::KeepPiece { key, piece, bytes: kept.bytes() });
         Ok(later)
     }
 
@@ -419,11 +414,11 @@ impl UploadState {
             )));
         }
         let only = pieces.get(&0).filter(|_| pieces.len() == 1);
-        let (kept, unwritten) = only.map_or((None, None), |piece| (piece.bytes.clone(), piece.unwritten.clone()));
+        let kept = only.and_then(|piece| piece.kept.clone());
         let pieces = pieces
             .into_values()
             .map(|piece| StoredPiece { length: piece.length, crc32: piece.crc32, lease: piece.reservation.keep() })
             .collect();
-        Ok(Written { length, crc32: whole, pieces, kept, unwritten })
+        Ok(Written { length, crc32: whole, pieces, kept })
     }
 }

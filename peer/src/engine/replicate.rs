@@ -219,7 +219,7 @@ impl Owner {
         let (slot, _, _) = arrived(piece.slot, crc32, source_of(source));
         self.admit(upload, number, length).await?;
         let reservation = self.write_new(slot, None).await?;
-        self.written(upload, WrittenPiece { number, length, crc32, reservation, bytes: None, unwritten: None })
+        self.written(upload, WrittenPiece { number, length, crc32, reservation, kept: None })
     }
 
     /// Looks now and then for copies that are missing or no longer wanted; never ends.

@@ -10,7 +10,7 @@ use bytes::Bytes;
 use dfstore_proto::ids::TaskId;
 
 use crate::engine::Engine;
-use crate::engine::call::{Ticket, WrittenPiece};
+use crate::engine::call::{Kept, Ticket, WrittenPiece};
 use crate::engine::error::ObjectError;
 use crate::engine::request::{CommitRequest, PutDone};
 use crate::limits::JOURNAL_PIECE_BYTES_MAX;
@@ -60,9 +60,10 @@ impl Upload {
             )));
         }
         engine.admit(*task, ticket.upload, number, length).await?;
-        let bytes = (slot.len() <= JOURNAL_PIECE_BYTES_MAX).then(|| Bytes::copy_from_slice(&slot));
+        let is_small = slot.len() <= JOURNAL_PIECE_BYTES_MAX;
+        let kept = is_small.then(|| Kept::Written(Bytes::copy_from_slice(&slot)));
         let reservation = engine.write_new(slot).await?;
-        let piece = WrittenPiece { number, length, crc32: found, reservation, bytes, unwritten: None };
+        let piece = WrittenPiece { number, length, crc32: found, reservation, kept };
         engine.written(*task, ticket.upload, piece).await?;
         Ok(found)
     }

@@ -2,9 +2,9 @@
 //!
 //! Bytes are copied once, into arena slots of a piece each; a full piece is written while the next one is received, at
 //! most [`INGEST_WINDOW_PIECES`] at a time. A body that is small, as its head says, is received whole and then written
-//! in one go. Memory per upload is bounded by that whatever the object's size. An upload
-//! that is not finished is aborted, also when the client goes away and the future that fed it is dropped; the store
-//! keeps the blocks of writes under way until the kernel has let go of them.
+//! in one go. Memory per upload is bounded by that whatever the object's size. An upload that is not finished is aborted,
+//! also when the client goes away and the future that fed it is dropped; the store keeps the blocks of writes under way
+//! until the kernel has let go of them.
 
 use std::future::Future;
 use std::pin::{Pin, pin};
