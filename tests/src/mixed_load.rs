@@ -203,7 +203,8 @@ impl Writer {
     }
 }
 
-/// Lets all writers work at once until `end` has ended them, as by killing the peer.
+/// Lets all writers work at once until `end` has ended them by killing the peer, and waits until the bucket has carried
+/// out what the peer asked of it before.
 pub fn work_until(
     scene: &Scene,
     writers: &mut [Writer],
@@ -221,7 +222,7 @@ pub fn work_until(
         let ended = end();
         stop.store(true, Ordering::Relaxed);
         let worked: Result<()> = working.into_iter().try_for_each(|writer| writer.join().expect("no panic"));
-        ended.and(worked)
+        ended.and(worked).and_then(|()| scene.backend.until_quiet())
     })
 }
 

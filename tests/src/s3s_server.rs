@@ -13,6 +13,7 @@ pub mod uploads;
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use anyhow::{Context, Result, anyhow};
@@ -99,6 +100,23 @@ pub struct FolderService {
     service: S3Service,
     root: PathBuf,
     objects: Arc<Mutex<HashMap<String, Arc<RwLock<()>>>>>,
+    running: Arc<AtomicU64>,
+}
+
+/// Counts a request while it is being carried out.
+struct Running(Arc<AtomicU64>);
+
+impl Running {
+    fn new(count: &Arc<AtomicU64>) -> Running {
+        count.fetch_add(1, Ordering::SeqCst);
+        Running(count.clone())
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::SeqCst);
+    }
 }
 
 impl FolderService {
@@ -110,12 +128,22 @@ impl FolderService {
         if let Some(domain) = domain {
             builder.set_host(SingleDomain::new(domain).context("the domain")?);
         }
-        Ok(FolderService { service: builder.build(), root: root.to_owned(), objects: Arc::default() })
+        Ok(FolderService {
+            service: builder.build(),
+            root: root.to_owned(),
+            objects: Arc::default(),
+            running: Arc::default(),
+        })
     }
 
     /// The folder of a bucket.
     pub fn bucket_folder(&self, bucket: &str) -> PathBuf {
         self.root.join(bucket)
+    }
+
+    /// How many requests are being carried out, also for clients that are gone.
+    pub fn running(&self) -> u64 {
+        self.running.load(Ordering::SeqCst)
     }
 
     /// Replaces an object behind the server's back, at once: an answer under way goes on with what it has opened. The
@@ -174,9 +202,11 @@ impl FolderService {
         let object = self.lock_of(request.uri().path());
         let is_part = request.uri().query().is_some_and(|query| query.contains("partNumber="));
         let service = self.service.clone();
+        let running = Running::new(&self.running);
         // To its end, though the client goes away: s3s-fs writes bytes and attributes one after the other, and one
         // without the other is what no real server shows.
         let called = tokio::spawn(async move {
+            let _running = running;
             let (_read, _write) = match *request.method() {
                 // Parts are sent side by side, and nobody sees them.
                 _ if is_part => (None, None),

@@ -7,7 +7,8 @@
 
 mod body;
 
-use std::net::{IpAddr, SocketAddr};
+use std::io::Read;
+use std::net::{IpAddr, Shutdown, SocketAddr, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
@@ -21,8 +22,12 @@ use tokio::sync::watch;
 
 use crate::bucket::{Bucket, S3Endpoint};
 use crate::dirs;
+use crate::eventually;
 use crate::relay::LOOPBACK;
 use crate::s3s_server::{self, Cut, FolderService, Front, Served};
+
+/// Copying some MiB takes no longer.
+const QUIET_WITHIN: Duration = Duration::from_secs(30);
 
 /// What goes wrong.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -314,6 +319,17 @@ impl FaultyBackend {
     /// How many answers have been made and held back ([`Fault::AnswerLate`]).
     pub fn held(&self) -> u64 {
         self.state.held.load(Ordering::SeqCst)
+    }
+
+    /// Waits until nothing is done any more for clients that are gone: for a test that has killed one and looks at what
+    /// it left.
+    pub fn until_quiet(&self) -> Result<()> {
+        // A connection of ours is answered by its end, after all that was there before has been looked at.
+        let mut last = TcpStream::connect(self.address())?;
+        last.shutdown(Shutdown::Write)?;
+        last.read_to_end(&mut Vec::new())?;
+        let is_quiet = || (self.state.service.running() == 0).then_some(());
+        eventually("the backend has nothing to do", QUIET_WITHIN, is_quiet)
     }
 
     /// Starts counting anew.

@@ -28,8 +28,8 @@ fn tuning() -> BackendTuning {
         server_work_timeout: Duration::from_millis(400),
         body_window: Duration::from_millis(300),
         body_window_bytes: 1000,
-        read_attempts: 1,
-        read_retry_pause: Duration::from_millis(1),
+        attempts: 1,
+        retry_pause: Duration::from_millis(1),
     }
 }
 
@@ -90,7 +90,7 @@ fn server_errors_are_outages() {
 
 #[test]
 fn requests_to_slow_down_carry_their_time() {
-    let day = Day::new(BackendTuning { read_attempts: 3, ..tuning() });
+    let day = Day::new(BackendTuning { attempts: 3, ..tuning() });
     assert_eq!(day.read_with(Fault::slow_down(None)).kind, BackendErrorKind::SlowDown { retry_after: None });
     assert_eq!(day.backend.requests(), 1, "not asked again at once");
     let in_7_s = BackendErrorKind::SlowDown { retry_after: Some(Duration::from_secs(7)) };
@@ -163,7 +163,7 @@ fn nobody_listening_is_an_outage() {
 
 #[test]
 fn silence_ends_in_time() {
-    let day = Day::new(BackendTuning { read_attempts: 3, ..tuning() });
+    let day = Day::new(BackendTuning { attempts: 3, ..tuning() });
     let started = Instant::now();
     let error = day.read_with(Fault::Hang);
     assert_eq!(error.kind, BackendErrorKind::Timeout);
@@ -235,7 +235,7 @@ fn another_version_is_told_even_if_the_backend_ignores_conditions() {
 
 #[test]
 fn reads_are_tried_again_when_that_may_help() {
-    let day = Day::new(BackendTuning { read_attempts: 3, ..tuning() });
+    let day = Day::new(BackendTuning { attempts: 3, ..tuning() });
     for fault in [Fault::internal_error(), Fault::Cut, Fault::BodyBreaks(3), Fault::BodyShort(1)] {
         day.backend.forget();
         day.backend.set_rules([Rule::on(Method::GET, fault.clone()).times(2)]);
@@ -254,9 +254,23 @@ fn reads_are_tried_again_when_that_may_help() {
     assert!(metrics.contains("dfstore_backend_requests_in_flight 0"), "{metrics}");
 }
 
+/// A backend that closes an idle connection takes the request with it that is on its way there.
+#[test]
+fn a_copy_is_tried_again_when_its_connection_breaks() {
+    let day = Day::new(BackendTuning { attempts: 3, ..tuning() });
+    for fault in [Fault::Cut, Fault::LoseAnswer, Fault::internal_error()] {
+        let copy = ObjectName::new("bad-days", "copy");
+        day.backend.set_rules([Rule::on(Method::PUT, fault.clone()).times(2)]);
+        let copied = wait(day.rig.handle.copy(day.name.clone(), copy.clone())).expect("the third time");
+        assert_eq!(copied.etag, day.etag, "{fault:?}");
+        assert_eq!(day.rig.head(&copy).expect("it is there").length, BYTES.len() as u64);
+        wait(day.rig.handle.delete(copy)).expect("delete");
+    }
+}
+
 #[test]
 fn writes_fail_once_and_say_so() {
-    let day = Day::new(BackendTuning { read_attempts: 3, ..tuning() });
+    let day = Day::new(BackendTuning { attempts: 3, ..tuning() });
     let name = ObjectName::new("bad-days", "written");
     for (fault, kind) in [
         (Fault::internal_error(), BackendErrorKind::Unavailable),

@@ -15,11 +15,11 @@ pub struct BackendTuning {
     pub body_window: Duration,
     /// See [`body_window`](Self::body_window).
     pub body_window_bytes: u64,
-    /// How often a request that reads or deletes is tried in all, when the backend fails in a way that may pass at once
-    /// (connection lost, 5xx, short body).
-    pub read_attempts: u32,
+    /// How often a request that may be done twice is tried in all, when the backend fails in a way that may pass at once
+    /// (connection lost, 5xx, short body): reads, copies and deletions. Writes are tried again by who has their bytes.
+    pub attempts: u32,
     /// Pause before the second try; doubled before each further one.
-    pub read_retry_pause: Duration,
+    pub retry_pause: Duration,
 }
 
 impl Default for BackendTuning {
@@ -30,8 +30,8 @@ impl Default for BackendTuning {
             server_work_timeout: Duration::from_secs(300),
             body_window: Duration::from_secs(30),
             body_window_bytes: 64 << 10,
-            read_attempts: 3,
-            read_retry_pause: Duration::from_millis(50),
+            attempts: 3,
+            retry_pause: Duration::from_millis(50),
         }
     }
 }

@@ -107,8 +107,8 @@ impl S3Backend {
     where
         F: Future<Output = Result<T>>,
     {
-        let mut pause = self.tuning.read_retry_pause;
-        for _ in 1..self.tuning.read_attempts {
+        let mut pause = self.tuning.retry_pause;
+        for _ in 1..self.tuning.attempts {
             match attempt().await {
                 Err(error) if passes_soon(error.kind) => self.pause_before_retry(&mut pause).await,
                 result => return result,
@@ -218,7 +218,7 @@ impl Backend for S3Backend {
     }
 
     fn copy<'a>(&'a self, source: &'a ObjectName, target: &'a ObjectName) -> BoxFuture<'a, Result<Stored>> {
-        self.copy_object(source, target).boxed()
+        self.tried(|| self.copy_object(source, target)).boxed()
     }
 
     fn delete<'a>(&'a self, name: &'a ObjectName) -> BoxFuture<'a, Result<()>> {

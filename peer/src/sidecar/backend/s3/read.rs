@@ -45,8 +45,8 @@ impl S3Backend {
     pub(super) async fn get_with_retries(&self, request: &GetRequest, slot: &mut SlotMut) -> Result<(u32, ObjectMeta)> {
         let length = request.range.end.saturating_sub(request.range.start);
         assert!(length <= slot.capacity() as u64, "a range of {length} bytes does not fit into its slot");
-        let mut pause = self.tuning.read_retry_pause;
-        for _ in 1..self.tuning.read_attempts {
+        let mut pause = self.tuning.retry_pause;
+        for _ in 1..self.tuning.attempts {
             match self.get_or_empty(request, slot).await {
                 Err(error) if passes_soon(error.kind) => self.pause_before_retry(&mut pause).await,
                 result => return result,
