@@ -322,7 +322,7 @@ impl Owner {
                     sleep(FETCH_RETRY_DELAY * attempt).await;
                 }
                 Err(error) => {
-                    if matches!(error.kind, BackendErrorKind::VersionChanged | BackendErrorKind::NotFound) {
+                    if is_another_version(error.kind) {
                         version.validated_at_ms.set(0);
                         return Err(ObjectError::VersionChanged(task.target.name.to_string()));
                     }
@@ -419,6 +419,13 @@ async fn too_slow(bytes: &Cell<u64>) {
             return;
         }
     }
+}
+
+/// Whether a failed read of a range that the version has says that the backend has another one. Some servers look at the
+/// range before they look at `If-Match`.
+fn is_another_version(kind: BackendErrorKind) -> bool {
+    use BackendErrorKind::{NotFound, RangeNotSatisfiable, VersionChanged};
+    matches!(kind, VersionChanged | NotFound | RangeNotSatisfiable)
 }
 
 /// The bytes of the object that piece `number` holds.
