@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use dfstore_tests::cluster::{BUCKET, Cluster, Node};
@@ -89,51 +89,91 @@ fn the_writer_sends_it_when_the_only_seed_has_lost_everything() -> Result<()> {
     cluster[READER].read("survivor", payload).map(drop)
 }
 
-/// A reader gets the right bytes although the only peer that holds them sends them like this.
-fn right_bytes_from_a_rogue(rules: &[Rule], change: impl FnOnce(&Node) -> Result<()>) -> Result<()> {
-    let cluster = Cluster::builder().peers(2).node(ROGUE, |options| options.behind_proxy = true).start()?;
-    let payload = Payload::new(4, 3 * PIECE + 100_000);
-    cluster.bucket.put("rogue", &payload.bytes())?;
-    cluster[ROGUE].read("rogue", payload)?;
-    cluster[ROGUE].until_head("it has all", "rogue", |head| head.header("x-dfs-cache") == Some("local"))?;
-    cluster[SEED].evict("rogue")?;
-    let proxy = cluster[ROGUE].proxy()?;
-    proxy.set_rules(rules.iter().copied());
-    change(&cluster[ROGUE])?;
-    let pieces = proxy.pieces();
-    cluster[READER].read("rogue", payload)?;
-    ensure!(proxy.pieces() > pieces, "nobody asked the rogue");
-    ensure!(rules.is_empty() || proxy.spoiled() > 0, "nothing was spoiled");
+/// What is wrong with a peer that holds an object.
+struct Rogue {
+    rule: Option<Rule>,
+    /// Bytes a second.
+    rate: Option<u64>,
+    /// What its failure is counted as, if that is certain.
+    kind: Option<&'static str>,
+}
+
+impl Rogue {
+    fn of(rule: Rule, kind: Option<&'static str>) -> Rogue {
+        Rogue { rule: Some(rule), rate: None, kind }
+    }
+}
+
+/// So few pieces are all asked of the home, which asks the rogue.
+const FEW: Payload = Payload { seed: 4, length: 3 * PIECE + 100_000 };
+/// Of so many the home names the rogue as a parent, and readers ask it themselves.
+const MANY: Payload = Payload { seed: 5, length: 15 * PIECE + 100_000 };
+/// A reader that is served by others in this time need not have noticed that one of its parents is silent.
+const SILENCE_NOTICED: Duration = Duration::from_secs(2);
+
+/// Reads, and looks at what became of the rogue: this node asked it, counted it, and left it alone.
+fn read_beside(cluster: &Cluster, rogue: &Rogue, asker: usize, (key, payload): (&str, Payload)) -> Result<()> {
+    let (proxy, asker) = (cluster[ROGUE].proxy()?, &cluster[asker]);
+    proxy.set_rules(rogue.rule);
+    proxy.set_rate(rogue.rate);
+    let (pieces, spoiled, began) = (proxy.pieces(), proxy.spoiled(), Instant::now());
+    cluster[READER].read(key, payload)?;
+    let (asked, took) = (proxy.pieces() - pieces, began.elapsed());
+    ensure!(rogue.rule.is_none() || proxy.spoiled() > spoiled, "nothing was spoiled");
+    let metrics = asker.metrics()?;
+    let was_needed = rogue.kind.is_some() || took > SILENCE_NOTICED;
+    let is_avoided = metrics.sum("dfstore_parents_avoided_total", &[]) > 0.0;
+    // One that crawls may be given up before anything of a piece has come.
+    ensure!(asked > 0 || is_avoided, "nobody asked the rogue");
+    ensure!(is_avoided || !was_needed, "{} leaves nobody alone after {asked} pieces in {took:?}", asker.id());
+    let counts = |kind| metrics.sum("dfstore_peer_failures_total", &[("kind", kind)]) > 0.0;
+    ensure!(rogue.kind.is_none_or(counts), "{} counts no failure as {:?}", asker.id(), rogue.kind);
+    ensure!(asked <= 4, "the rogue was asked for {asked} pieces");
     Ok(())
+}
+
+/// A reader gets the right bytes although a peer sends its pieces like this: to the home, when nobody else holds them, and
+/// to the reader, when the home names that peer as a parent.
+fn right_bytes_from_a_rogue(rogue: &Rogue) -> Result<()> {
+    let cluster = Cluster::builder().peers(2).node(ROGUE, |options| options.behind_proxy = true).start()?;
+    for (key, payload) in [("few", FEW), ("many", MANY)] {
+        cluster.bucket.put(key, &payload.bytes())?;
+        for node in [ROGUE, SEED] {
+            cluster[node].read(key, payload)?;
+            cluster[node].until_head("it has all", key, |head| head.header("x-dfs-cache") == Some("local"))?;
+        }
+    }
+    cluster.backend.forget();
+    read_beside(&cluster, rogue, READER, ("many", MANY)).context("the reader asks it")?;
+    ensure!(cluster.backend.traffic().sent == 0, "the home has it");
+    cluster[SEED].evict("few")?;
+    read_beside(&cluster, rogue, SEED, ("few", FEW)).context("the home asks it")
 }
 
 #[test]
 fn a_wrong_byte_is_not_served() -> Result<()> {
-    right_bytes_from_a_rogue(&[Rule::always(Fault::FlipByte(70_000))], |_| Ok(()))
+    right_bytes_from_a_rogue(&Rogue::of(Rule::always(Fault::FlipByte(70_000)), Some("wrong_bytes")))
 }
 
 #[test]
 fn pieces_that_are_cut_short_are_fetched_elsewhere() -> Result<()> {
-    right_bytes_from_a_rogue(&[Rule::always(Fault::CutAfter(70_000))], |_| Ok(()))
+    right_bytes_from_a_rogue(&Rogue::of(Rule::always(Fault::CutAfter(70_000)), Some("unreachable")))
 }
 
 #[test]
 fn silence_after_the_head_or_in_the_middle_is_given_up() -> Result<()> {
-    right_bytes_from_a_rogue(&[Rule::always(Fault::SilentAfter(0))], |_| Ok(()))?;
-    right_bytes_from_a_rogue(&[Rule::always(Fault::SilentAfter(300_000)).after(1)], |_| Ok(()))
+    right_bytes_from_a_rogue(&Rogue::of(Rule::always(Fault::SilentAfter(0)), None))?;
+    right_bytes_from_a_rogue(&Rogue::of(Rule::always(Fault::SilentAfter(300_000)).after(1), None))
 }
 
 #[test]
 fn a_piece_of_another_generation_is_refused() -> Result<()> {
-    right_bytes_from_a_rogue(&[Rule::always(Fault::OtherGeneration)], |_| Ok(()))
+    right_bytes_from_a_rogue(&Rogue::of(Rule::always(Fault::OtherGeneration), Some("protocol")))
 }
 
 #[test]
 fn a_peer_that_crawls_is_left() -> Result<()> {
-    right_bytes_from_a_rogue(&[], |rogue| {
-        rogue.proxy()?.set_rate(Some(20_000));
-        Ok(())
-    })
+    right_bytes_from_a_rogue(&Rogue { rule: None, rate: Some(20_000), kind: None })
 }
 
 #[test]
