@@ -24,6 +24,8 @@ use dfstore_tests::scene::{BUCKET, EPHEMERAL, PATIENCE, Scene, right, same};
 const PIECE: u64 = 4 << 20;
 /// A read of several frames each way.
 const READ: Payload = Payload { seed: 1, length: 2 * PIECE + 70_000 };
+/// One of so many pieces that readers in a cluster ask each other for it.
+const SWARM_READ: Payload = Payload { seed: 3, length: 10 * PIECE + 70_000 };
 const WRITTEN_LENGTH: u64 = PIECE + 30_000;
 /// A client waits no longer than this for the next byte.
 const CLIENT_PATIENCE: Duration = Duration::from_secs(2);
@@ -188,20 +190,33 @@ fn a_wrong_byte_that_the_protocol_does_not_see_fails_the_checks() -> Result<()> 
     Ok(())
 }
 
-/// A reader gets the right bytes though each connection to the only other peer that has them goes wrong like this.
+/// A reader gets the right bytes though each connection to the only other peer that has them goes wrong like this: its own
+/// ones, and those of the home.
 fn read_beside_a_bad_link(rule: WireRule) -> Result<()> {
+    const SEED: usize = 0;
     const BAD: usize = 1;
     const READER: usize = 2;
     let cluster = Cluster::builder().peers(2).node(BAD, |options| options.behind_proxy = true).start()?;
-    cluster.bucket.put("read", &READ.bytes())?;
-    cluster[BAD].read("read", READ)?;
-    cluster[BAD].until_head("it has all", "read", |head| head.header("x-dfs-cache") == Some("local"))?;
-    cluster[0].evict("read")?;
+    for (key, payload) in [("read", READ), ("swarm", SWARM_READ)] {
+        cluster.bucket.put(key, &payload.bytes())?;
+        for node in [BAD, SEED] {
+            cluster[node].read(key, payload)?;
+            cluster[node].until_head("it has all", key, |head| head.header("x-dfs-cache") == Some("local"))?;
+        }
+    }
     let proxy = cluster[BAD].proxy()?;
     proxy.set_wire_rule(Some(rule));
     proxy.cut_all();
+    cluster.backend.forget();
+    // The home names it as a parent.
+    cluster[READER].read("swarm", SWARM_READ)?;
+    ensure!(proxy.spoiled() > 0, "the fault did not bite the reader");
+    ensure!(cluster.backend.traffic().sent == 0, "the home has it");
+    // The home asks it.
+    let spoiled = proxy.spoiled();
+    cluster[SEED].evict("read")?;
     cluster[READER].read("read", READ)?;
-    ensure!(proxy.spoiled() > 0, "the fault did not bite");
+    ensure!(proxy.spoiled() > spoiled, "the fault did not bite the home");
     proxy.set_wire_rule(None);
     proxy.cut_all();
     // Both are as they were: what one writes the other one sees, also the other way round.
