@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use dfstore_proto::message::{Hello, NodeRole, Role, Route, Token};
 use dfstore_proto::preface::Versions;
 use dfstore_tests::cluster::{BackendKind, Cluster, Node, NodeOptions, Ports, Wiring};
@@ -82,29 +82,51 @@ fn a_wrong_token_is_refused_on_every_port_of_the_cluster() -> Result<()> {
     Ok(())
 }
 
-/// A node with this wiring stays alone, says why, and nobody sees it.
-fn stays_outside(cluster: &Cluster, wiring: Wiring, word: &str) -> Result<()> {
-    let outsider = Node::start(NodeRole::Peer, NodeOptions::default(), wiring, None)?;
-    eventually(&format!("it says something about its {word}"), PATIENCE, || {
-        outsider.log().contains(word).then_some(())
-    })
-    .map_err(|error| outsider.explain(error))?;
+const OUTSIDER: &str = "a node with another cluster name or token was turned away";
+const STRANGE_GOSSIP: &str = "it has another cluster.name or cluster.token";
+const REFUSED: &str = "cluster name or token differ from those of this node";
+
+/// Nodes with this wiring, which knows all that is to be known of the cluster, stay alone. Each side says why, once, and
+/// neither lists the other.
+fn stay_outside(wiring: &Wiring) -> Result<()> {
+    let cluster = Cluster::builder().start()?;
+    let known = Wiring { name: wiring.name.clone(), token: wiring.token.clone(), ..cluster.wiring().clone() };
+    ensure!(!known.managers.is_empty() && !known.gossip_seeds.is_empty(), "nobody to be refused by: {known:?}");
+    // One asks a manager, the other one gossips at once.
+    let peer = Node::start(NodeRole::Peer, NodeOptions::default(), known.clone(), None)?;
+    let seed = Node::start(NodeRole::Seed, NodeOptions::default(), known, Some(&cluster.backend.endpoint()))?;
+    let count = |node: &Node, words: &str| node.log().matches(words).count();
+    let refusals = |node: &Node| Ok::<_, anyhow::Error>(node.metrics()?.sum("dfstore_gossip_refused_total", &[]));
+    let refused_often = || (refusals(&cluster[SEED]).ok()? >= 5.0 && count(&peer, REFUSED) > 0).then_some(());
+    eventually("several rounds of gossip are refused", PATIENCE, refused_often)
+        .map_err(|error| cluster[SEED].explain(peer.explain(error)))?;
+    for words in [OUTSIDER, STRANGE_GOSSIP] {
+        let said = count(&cluster[SEED], words);
+        ensure!(said == 1, "{said} times {words:?}:\n{}", cluster[SEED].log());
+    }
+    let told = count(&peer, "another peer cannot be talked to");
+    ensure!(told == 1, "it complains {told} times about who refuses it:\n{}", peer.log());
     cluster.until_complete()?;
-    assert_eq!(outsider.sees()?.len(), 1, "it sees {:?}", outsider.sees()?);
-    let token = &cluster.wiring().token;
-    assert!(cluster.nodes().iter().all(|node| !node.log().contains(token)), "a token in a log");
+    for outsider in [&peer, &seed] {
+        let seen = outsider.sees()?;
+        ensure!(seen.len() == 1 && seen.contains(outsider.id()), "it sees {seen:?}");
+        let listed = |node: &Node| Ok::<_, anyhow::Error>(node.sees()?.contains(outsider.id()));
+        ensure!(!cluster.nodes().iter().map(listed).collect::<Result<Vec<_>>>()?.contains(&true), "it is let in");
+    }
+    let tokens = [&cluster.wiring().token, &wiring.token];
+    let mut logs = cluster.nodes().iter().chain([&peer, &seed]).map(Node::log);
+    ensure!(!logs.any(|log| tokens.iter().any(|token| log.contains(*token))), "a token in a log");
     Ok(())
 }
 
 #[test]
-fn nodes_with_a_wrong_token_or_cluster_name_stay_outside() -> Result<()> {
-    let cluster = Cluster::builder().start()?;
-    stays_outside(
-        &cluster,
-        Wiring { token: "another-cluster-token-0000".to_owned(), ..cluster.wiring().clone() },
-        "token",
-    )?;
-    stays_outside(&cluster, Wiring { name: "another".to_owned(), ..cluster.wiring().clone() }, "cluster")
+fn nodes_with_a_wrong_token_stay_outside() -> Result<()> {
+    stay_outside(&Wiring::new("kit", "another-cluster-token-0000"))
+}
+
+#[test]
+fn nodes_with_a_wrong_cluster_name_stay_outside() -> Result<()> {
+    stay_outside(&Wiring::new("another", "canary-cluster-token-77d0"))
 }
 
 #[test]
