@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::thread;
+use std::time::{Duration, Instant};
 
 use anyhow::{Result, anyhow, ensure};
 use dfstore_tests::cluster::{BUCKET, Cluster, Node};
@@ -12,6 +13,8 @@ use dfstore_tests::scene::{ASYNC, EPHEMERAL, PATIENCE, SYNC, same};
 use http::Method;
 
 const PIECE: u64 = 4 << 20;
+/// Far less than the 60 s for which copies are waited for.
+const AT_ONCE: Duration = Duration::from_secs(10);
 const ALL: [usize; 4] = [0, 1, 2, 3];
 
 fn start() -> Result<Cluster> {
@@ -249,9 +252,33 @@ fn replicas_are_counted_and_waited_for() -> Result<()> {
     eventually("all replicas are made", PATIENCE, || {
         cluster[2].whole_holders("acked").ok().filter(|holders| holders.len() == 3).map(drop)
     })?;
-    let few = cluster[2].try_put("too-many", ASYNC, payload, &[("X-Dfs-Ack", "peers:9")])?;
-    let said = few.header("x-dfs-replicas").unwrap_or_default().to_owned();
-    assert!(few.status() >= 400 || !said.starts_with('9'), "nine copies in a cluster of three: {said}");
+    Ok(())
+}
+
+/// Replicas that no seed can keep are said to be missing, and copies that nobody can hold are not waited for.
+#[test]
+fn replicas_and_copies_that_cannot_be_are_told_at_once() -> Result<()> {
+    let builder = Cluster::builder().seeds(2).peers(1);
+    let cluster = builder.all(|_, options| options.max_replicas = Some(3)).start()?;
+    let short = || Ok::<_, anyhow::Error>(cluster[2].metrics()?.sum("dfstore_replicas_short_total", &[]));
+    let payload = Payload::new(12, PIECE);
+    assert_eq!(short()?, 0.0);
+    for (count, mode) in [(1.0, ASYNC), (2.0, SYNC), (3.0, EPHEMERAL)] {
+        let said = cluster[2].put(&format!("short-{mode}"), mode, payload)?;
+        assert_eq!(said.header("x-dfs-replicas"), Some("2/3"), "mode {mode}");
+        assert_eq!(short()?, count, "mode {mode}");
+    }
+    // All three can hold it: two seeds, and this node.
+    assert_eq!(cluster[2].put_with_ack("all", ASYNC, payload, "peers:3")?, "2/3");
+    for (number, wanted) in ["peers:4", "peers:9"].into_iter().enumerate() {
+        let key = format!("too-many-{number}");
+        let began = Instant::now();
+        let refused = cluster[2].try_put(&key, ASYNC, payload, &[("X-Dfs-Ack", wanted)])?;
+        let took = began.elapsed();
+        assert_eq!(refused.status(), 422, "{wanted}: {}", refused.text());
+        assert!(took < AT_ONCE, "{wanted}: {took:?}");
+        assert_eq!(cluster[0].ask("GET", &key, &[])?.status(), 404, "nothing is written");
+    }
     Ok(())
 }
 
