@@ -74,6 +74,39 @@ fn the_bucket_gets_an_object_once_though_its_writer_is_killed() -> Result<()> {
 }
 
 #[test]
+fn the_witness_sends_it_once_though_home_and_writer_are_killed() -> Result<()> {
+    const WRITER: usize = 2;
+    let mut cluster = Cluster::builder().seeds(2).peers(2).start()?;
+    cluster.faulty()?.set_rules([BackendRule::on(Method::PUT, BackendFault::internal_error())]);
+    let payload = Payload::new(6, 2 * PIECE + 3);
+    cluster[WRITER].put_with_ack("inherited", ASYNC, payload, "peers:3")?;
+    let home = home(&cluster, "inherited")?;
+    ensure!(home < WRITER, "a seed decides");
+    let witness = 1 - home;
+    for dead in [home, WRITER] {
+        cluster[dead].kill9()?;
+    }
+    cluster.backend.forget();
+    cluster.faulty()?.set_rules([]);
+    let stored = || cluster.faulty().ok()?.stored(BUCKET, "inherited").filter(|bytes| same(bytes, payload));
+    eventually("the bucket has it", PATIENCE, stored)?;
+    cluster[witness].until_clean("inherited")?;
+    assert_eq!(cluster.faulty()?.requests_of(&Method::PUT), 1);
+    for dead in [home, WRITER] {
+        cluster[dead].restart_in_place()?;
+    }
+    cluster.until_complete()?;
+    for index in [home, witness, WRITER, 3] {
+        cluster[index].until_clean("inherited")?;
+        cluster[index].read("inherited", payload)?;
+    }
+    let idle = |node: &Node| node.metrics().is_ok_and(|samples| samples.sum("dfstore_writeback_queue", &[]) == 0.0);
+    eventually("nothing is owed", PATIENCE, || cluster.nodes().iter().all(idle).then_some(()))?;
+    assert_eq!(cluster.faulty()?.requests_of(&Method::PUT), 1, "neither sends it again");
+    Ok(())
+}
+
+#[test]
 fn the_writer_sends_it_when_the_only_seed_has_lost_everything() -> Result<()> {
     let mut cluster = Cluster::builder().peers(2).start()?;
     cluster.faulty()?.set_down(true);
