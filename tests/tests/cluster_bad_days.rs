@@ -165,8 +165,8 @@ fn read_beside(cluster: &Cluster, rogue: &Rogue, asker: usize, (key, payload): (
     Ok(())
 }
 
-/// A reader gets the right bytes although a peer sends its pieces like this: to the home, when nobody else holds them, and
-/// to the reader, when the home names that peer as a parent.
+/// A reader gets the right bytes although a peer sends its pieces like this: to the home, when nobody else holds them,
+/// and to the reader, when the home names that peer as a parent.
 fn right_bytes_from_a_rogue(rogue: &Rogue) -> Result<()> {
     let cluster = Cluster::builder().peers(2).node(ROGUE, |options| options.behind_proxy = true).start()?;
     for (key, payload) in [("few", FEW), ("many", MANY)] {

@@ -86,8 +86,8 @@ const OUTSIDER: &str = "a node with another cluster name or token was turned awa
 const STRANGE_GOSSIP: &str = "it has another cluster.name or cluster.token";
 const REFUSED: &str = "cluster name or token differ from those of this node";
 
-/// Nodes with this wiring, which knows all that is to be known of the cluster, stay alone. Each side says why, once, and
-/// neither lists the other.
+/// Nodes with this wiring, which knows all that is to be known of the cluster, stay alone. Each side says why, once,
+/// and neither lists the other.
 fn stay_outside(wiring: &Wiring) -> Result<()> {
     let cluster = Cluster::builder().start()?;
     let known = Wiring { name: wiring.name.clone(), token: wiring.token.clone(), ..cluster.wiring().clone() };

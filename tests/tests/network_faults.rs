@@ -190,8 +190,8 @@ fn a_wrong_byte_that_the_protocol_does_not_see_fails_the_checks() -> Result<()> 
     Ok(())
 }
 
-/// A reader gets the right bytes though each connection to the only other peer that has them goes wrong like this: its own
-/// ones, and those of the home.
+/// A reader gets the right bytes though each connection to the only other peer that has them goes wrong like this: its
+/// own ones, and those of the home.
 fn read_beside_a_bad_link(rule: WireRule) -> Result<()> {
     const SEED: usize = 0;
     const BAD: usize = 1;
