@@ -130,7 +130,7 @@ fn a_seed_that_comes_back_empty_is_filled_with_what_it_decides_about() -> Result
     emptied_and_filled(true)
 }
 
-/// Waits until no node owes the bucket anything, as far as it knows: what is owed gets a new copy as soon as a seed goes.
+/// Waits until no node owes the bucket anything, as far as it knows. What is owed gets a new copy once a seed goes.
 fn until_nothing_is_owed(cluster: &Cluster) -> Result<()> {
     cluster.nodes().iter().try_for_each(|node| {
         let waited = node.peer().dfstore(&["writeback", "wait", "--timeout", "30"])?;
