@@ -22,7 +22,7 @@ use crate::background::{Background, BackgroundError};
 use crate::catalog::{Catalog, CatalogError, Loaded};
 use crate::config::{Config, StoreOptions};
 use crate::engine::call::ShardMessage;
-use crate::engine::{Context, DirtyBudget, Inventory, ScrubPlan};
+use crate::engine::{Context, DirtyBudget, Inventory, RepairPlan, ScrubPlan};
 use crate::limits::{DRAIN_TIMEOUT, SHARD_MAILBOX};
 use crate::logging::Redactions;
 use crate::membership::Members;
@@ -135,7 +135,8 @@ pub fn run(config: Config, metrics: Metrics, redactions: Redactions) -> Result<(
         scrub: ScrubPlan::of(&config.store, config.shards),
         dirty: DirtyBudget::new(config.store.dirty_limit_bytes),
         shards: senders.clone(),
-        repair_after: config.cluster.as_ref().map_or(Duration::MAX, |cluster| cluster.repair_after),
+        repair: RepairPlan::of(config.cluster.as_ref(), config.shards),
+        replicas_default: config.http.replicas_default,
         uploads: part.as_ref().map(|part| part.face.uploads_counter()).unwrap_or_default(),
         next_id: Arc::new(AtomicU64::new(1)),
     };

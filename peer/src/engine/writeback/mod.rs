@@ -23,6 +23,7 @@ mod table;
 
 use std::pin::pin;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
 use dfstore_proto::message::{Standing as Verdict, VersionState};
@@ -35,11 +36,13 @@ pub use send::Outgoing;
 pub use strays::Strays;
 
 use crate::catalog::{Change, Durability, TaskState, WriteBackKind, WriteBackRecord};
+use crate::engine::cluster::Place;
 use crate::engine::error::ObjectError;
 use crate::engine::owner::Owner;
 use crate::engine::task::Task;
 use crate::engine::version::Version;
 use crate::limits::{OLD_READERS_WAIT, WRITEBACK_RETRY_DELAY, WRITEBACK_RETRY_DELAY_MAX};
+use crate::membership::Node;
 use crate::rt::shard::spawn_local;
 use crate::rt::time::{milliseconds, sleep, unix_ms};
 
@@ -112,7 +115,7 @@ impl Owner {
 
     /// Tells the backend, or the home, which tells the backend.
     async fn carry_out(self: &Rc<Self>, version: &Rc<Version>, entry: &Rc<Entry>) -> End {
-        if self.is_away(&version.task) {
+        if let Place::Away { homes, .. } = self.place(&version.task) {
             let told = match self.tell_home(&entry.task, version, 0).await {
                 Ok(told) => told,
                 Err(error) if error.is_retryable() => return End::Failed(error),
@@ -120,7 +123,7 @@ impl Owner {
             };
             let Some(told) = told else {
                 // It is alive, as far as is known, and may be doing this very thing.
-                return if entry.is_home_lost(unix_ms()) {
+                return if self.is_home_lost(entry, &homes) {
                     self.tell_backend(version, entry).await
                 } else {
                     End::Waiting
@@ -140,6 +143,14 @@ impl Owner {
             return End::Done;
         }
         self.tell_backend(version, entry).await
+    }
+
+    /// Whether this peer does without the home, which is alive and cannot be reached. Those who come before it in `homes`
+    /// and have a copy do so first, so that not all of them ask the backend at once.
+    fn is_home_lost(&self, entry: &Entry, homes: &[Arc<Node>]) -> bool {
+        let copies = entry.task.current().map_or(1, |version| version.replicas.get().max(1));
+        let before = homes.len().min(copies.into()).saturating_sub(1);
+        entry.is_home_lost(unix_ms(), u32::try_from(before).unwrap_or(u32::MAX))
     }
 
     async fn tell_backend(self: &Rc<Self>, version: &Rc<Version>, entry: &Rc<Entry>) -> End {
