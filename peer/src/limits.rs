@@ -175,6 +175,8 @@ pub const IDLE_TIMEOUT: Duration = Duration::from_secs(120);
 pub const ADMISSION_TIMEOUT: Duration = Duration::from_secs(15);
 /// SIGTERM: requests in flight may finish within this time.
 pub const DRAIN_TIMEOUT: Duration = Duration::from_secs(20);
+/// SIGTERM: the process ends within this time, though something of its own stands still.
+pub const END_TIMEOUT: Duration = Duration::from_secs(35);
 /// Managers that a configuration may name.
 pub const MANAGERS_MAX: usize = 16;
 /// Gossip seeds that a configuration may name.

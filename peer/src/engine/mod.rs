@@ -354,7 +354,7 @@ impl Engine {
         spawn_local(async move { engine.run_writeback().await });
     }
 
-    /// Writes dirty versions back; never ends.
+    /// Writes dirty versions back, until the shard ends.
     pub async fn run_writeback(&self) {
         writeback::run(self.0.clone()).await;
     }

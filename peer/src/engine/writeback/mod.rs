@@ -61,9 +61,9 @@ pub fn new_record(kind: WriteBackKind, generation: u64, replaced_etag: String) -
     }
 }
 
-/// Carries out the queue of one shard; never ends.
+/// Carries out the queue of one shard, until the shard ends.
 pub async fn run(owner: Rc<Owner>) {
-    loop {
+    while !owner.is_ending.get() {
         while let Some(entry) = owner.queue.start_next(unix_ms()) {
             let (owner, ended) = (owner.clone(), owner.ending.listen());
             spawn_local(async move { drop(select(pin!(owner.attempt(entry)), ended).await) });
@@ -75,6 +75,7 @@ pub async fn run(owner: Rc<Owner>) {
 /// Gives up what is being attempted: the shard ends. Tasks that wait for each other's locks must not outlive it, or the
 /// threads that answer them would drop them, one inside the other.
 pub async fn end(owner: &Owner) {
+    owner.is_ending.set(true);
     owner.ending.notify(usize::MAX);
     // Those that were woken come first.
     sleep(Duration::from_millis(1)).await;
