@@ -26,6 +26,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
+use dfstore_proto::ids::TaskId;
 use dfstore_proto::message::{Standing as Verdict, VersionState};
 use dfstore_proto::object::ObjectMeta;
 use futures_util::future::select;
@@ -217,7 +218,7 @@ impl Owner {
     /// Tries again later.
     async fn put_off(self: &Rc<Self>, entry: &Rc<Entry>, error: &ObjectError) {
         let (attempts, record) = entry.note_failure(error, false);
-        let (now_ms, mut delay) = (unix_ms(), backoff(attempts));
+        let (now_ms, mut delay) = (unix_ms(), backoff(&entry.task.target.task, attempts));
         if let ObjectError::Busy { retry_after, .. } = error {
             delay = delay.max(*retry_after);
             self.queue.pace.slow_down(now_ms.saturating_add(milliseconds(*retry_after)), now_ms);
@@ -262,11 +263,35 @@ impl Owner {
     }
 }
 
-/// The pause before the next attempt: doubled each time, capped, and spread by the attempt's own time so that many
-/// entries do not come back together.
-fn backoff(attempts: u32) -> Duration {
+/// The pause before the next attempt: doubled each time, capped, and spread by half of it, for each object and attempt
+/// otherwise, so that what failed together does not come back together.
+fn backoff(task: &TaskId, attempts: u32) -> Duration {
     let doubled = WRITEBACK_RETRY_DELAY.saturating_mul(1 << attempts.min(16));
     let capped = doubled.min(WRITEBACK_RETRY_DELAY_MAX);
-    let spread = Duration::from_millis(unix_ms() % 251);
-    capped.mul_f64(0.75) + spread
+    let mut hash = crc32fast::Hasher::new();
+    hash.update(task.as_bytes());
+    hash.update(&attempts.to_le_bytes());
+    let part = f64::from(hash.finalize()) / f64::from(u32::MAX);
+    capped.mul_f64(0.75 + 0.5 * part)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pauses_grow_to_a_limit_and_are_spread() {
+        let tasks: Vec<TaskId> = (0..100).map(|number| TaskId::from_bytes([number; 32])).collect();
+        for (attempts, middle_ms) in [(1, 1000), (3, 4000), (7, 60_000), (40, 60_000)] {
+            let mut pauses: Vec<u64> = tasks.iter().map(|task| milliseconds(backoff(task, attempts))).collect();
+            pauses.sort_unstable();
+            let (first, last) = (pauses[0], pauses[99]);
+            assert!(first >= middle_ms * 3 / 4 && last <= middle_ms * 5 / 4, "{attempts}: {first} to {last}");
+            assert!(last - first > middle_ms / 3, "{attempts}: {first} to {last}");
+            pauses.dedup();
+            assert!(pauses.len() > 60, "{attempts}: only {} different", pauses.len());
+        }
+        let again = |attempts| backoff(&tasks[7], attempts).as_millis() * 10 / backoff(&tasks[8], attempts).as_millis();
+        assert!((20..30).any(|attempts| again(attempts) != again(20)), "the same two do not stay together");
+    }
 }
