@@ -1,4 +1,5 @@
-//! A message that crosses shards, and its answer: how long that takes while the answering shard is busy with others.
+//! A message that crosses shards or goes to a tokio thread such as the sidecar, and its answer: how long that takes while
+//! the answering side is busy with others.
 //!
 //! Busy means that a crowd of tasks asks the same side all the time, each question costing it a checksum over 16 KiB. One
 //! more task asks now and then and is timed. Prints the median and the 99th percentile of round trips; a message takes
@@ -6,6 +7,7 @@
 
 use std::cell::Cell;
 use std::rc::Rc;
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use dfstore_benches::is_smoke;
@@ -75,13 +77,23 @@ fn row(name: &str, took: &[Duration]) {
     println!("{name:<34} {:>9.1} us {:>9.1} us {:>9.1} us", at(50), at(99), at(99) / 2.0);
 }
 
+/// A thread that answers as the sidecar does: tokio's runtime instead of a shard's.
+fn tokio_thread(questions: Receiver<Question>) -> JoinHandle<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    std::thread::spawn(move || runtime.block_on(answer(questions)))
+}
+
 fn main() {
     let rounds = if is_smoke() { 50 } else { 1_000 };
     println!("{:<34} {:>12} {:>12} {:>12}", "round trip", "median", "p99", "p99, one way");
-    for (name, crowd) in [("shard to shard, idle", 0), ("shard to shard, busy", CROWD)] {
+    for (name, crowd) in [("idle", 0), ("busy", CROWD)] {
         let (answerer, questions) = mailbox(4096);
         let thread = ShardThread::start("answering".to_owned(), 1, move || answer(questions)).expect("it starts");
-        row(name, &time(answerer, crowd, rounds));
+        row(&format!("shard to shard, {name}"), &time(answerer, crowd, rounds));
         thread.join();
+        let (answerer, questions) = mailbox(4096);
+        let thread = tokio_thread(questions);
+        row(&format!("shard to a tokio thread, {name}"), &time(answerer, crowd, rounds));
+        thread.join().expect("no panic");
     }
 }

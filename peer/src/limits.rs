@@ -175,6 +175,8 @@ pub const IDLE_TIMEOUT: Duration = Duration::from_secs(120);
 pub const ADMISSION_TIMEOUT: Duration = Duration::from_secs(15);
 /// SIGTERM: requests in flight may finish within this time.
 pub const DRAIN_TIMEOUT: Duration = Duration::from_secs(20);
+/// SIGTERM: the process ends within this time, though something of its own stands still.
+pub const END_TIMEOUT: Duration = Duration::from_secs(35);
 /// Managers that a configuration may name.
 pub const MANAGERS_MAX: usize = 16;
 /// Gossip seeds that a configuration may name.
@@ -328,7 +330,8 @@ pub const COPIES_AT_ONCE_MAX: usize = 4;
 pub const COPY_WINDOW_PIECES: usize = 4;
 /// A piece of a copy that has come gets to disk within this time, or is fetched again.
 pub const STORED_WAIT: Duration = Duration::from_secs(30);
-/// How often a seed looks for missing copies, how many tasks it looks at then, and how fast it has copies made anew.
+/// How often a seed looks for missing copies, how many tasks it looks at then, and how fast its shards together have copies
+/// made anew.
 pub const REPAIR_PERIOD: Duration = Duration::from_secs(1);
 /// See [`REPAIR_PERIOD`].
 pub const REPAIR_TASKS_MAX: usize = 256;
@@ -338,7 +341,8 @@ pub const REPAIR_BYTES_PER_SECOND: u64 = 256 << 20;
 pub const WRITEBACK_LOOK_DELAY: Duration = Duration::from_millis(200);
 /// See [`WRITEBACK_LOOK_DELAY`].
 pub const WRITEBACK_LOOK_DELAY_MAX: Duration = Duration::from_secs(5);
-/// A home that is alive and cannot be reached for this time is done without.
+/// A home that is alive and cannot be reached for this time is done without by the witness, for twice the time by the
+/// next in order, and so on.
 pub const HOME_PATIENCE: Duration = Duration::from_secs(20);
 /// A version that is told, or sent to the backend, this long after it got its number may have been replaced by one that
 /// nobody remembers: the backend is asked first.

@@ -7,25 +7,34 @@ use std::collections::BTreeSet;
 use std::net::TcpListener;
 use std::sync::Mutex;
 
-use anyhow::{Context, Result};
+use anyhow::{Result, ensure};
 
-/// Ports that this process has given out: the system may offer the same one twice before anybody listens on it.
+/// Ports that this process has given out: the same one is free twice before anybody listens on it.
 static GIVEN: Mutex<BTreeSet<u16>> = Mutex::new(BTreeSet::new());
 
-/// `count` different free TCP ports on loopback, none of which this process was given before.
+/// Where ports are looked for, unless the system gives such ports to connections.
+const FIRST: u16 = 10_000;
+
+/// `count` different free TCP ports on loopback, none of which this process was given before. They are not of those that
+/// the system gives to connections: a program that is stopped and started again finds its port free.
 pub fn free(count: usize) -> Result<Vec<u16>> {
     let mut given = GIVEN.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-    let mut ports = Vec::with_capacity(count);
-    let mut held = Vec::new();
-    while ports.len() < count {
-        let listener = TcpListener::bind(("127.0.0.1", 0)).context("no free port on loopback")?;
-        let port = listener.local_addr()?.port();
-        if given.insert(port) {
-            ports.push(port);
-        }
-        held.push(listener);
-    }
+    let end = first_for_connections().unwrap_or(32_768).max(FIRST + 1);
+    let span = u32::from(end - FIRST);
+    // Other test programs begin elsewhere.
+    let begin = std::process::id().wrapping_mul(7919) % span;
+    let all = (0..span).filter_map(|index| u16::try_from(u32::from(FIRST) + (begin + index) % span).ok());
+    let is_free = |port: &u16| !given.contains(port) && TcpListener::bind(("127.0.0.1", *port)).is_ok();
+    let ports: Vec<u16> = all.filter(is_free).take(count).collect();
+    ensure!(ports.len() == count, "less than {count} ports from {FIRST} to {end} are free on loopback");
+    given.extend(&ports);
     Ok(ports)
+}
+
+/// The first of the ports that the system gives to connections.
+fn first_for_connections() -> Option<u16> {
+    let range = std::fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").ok()?;
+    range.split_whitespace().next()?.parse().ok()
 }
 
 #[cfg(test)]

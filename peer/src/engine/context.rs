@@ -7,8 +7,9 @@ use std::time::Duration;
 
 use crate::background::BackgroundHandle;
 use crate::catalog::CatalogHandle;
-use crate::config::options::{ConflictPolicy, Freshness, PerBucket, StoreOptions};
+use crate::config::options::{ClusterOptions, ConflictPolicy, Freshness, PerBucket, StoreOptions};
 use crate::engine::call::ShardMessage;
+use crate::limits::REPAIR_BYTES_PER_SECOND;
 use crate::metrics::Metrics;
 use crate::rt::arena::Arena;
 use crate::rt::mailbox::Sender;
@@ -40,8 +41,10 @@ pub struct Context {
     pub dirty: DirtyBudget,
     /// The mailbox of each shard.
     pub shards: Vec<Sender<ShardMessage>>,
-    /// A seed may be gone this long before the copies that it held are made anew.
-    pub repair_after: Duration,
+    /// When and how fast copies that were lost are made anew.
+    pub repair: RepairPlan,
+    /// Copies on seeds, for a write that does not say how many.
+    pub replicas_default: u16,
     /// Pieces that are being sent to other peers now.
     pub uploads: Arc<AtomicU32>,
     /// Numbers for uploads and readers.
@@ -53,19 +56,54 @@ pub struct Context {
 pub struct ScrubPlan {
     /// How often; `None` for never by itself.
     pub period: Option<Duration>,
-    bytes_per_second: u64,
+    rate: Rate,
 }
 
 impl ScrubPlan {
     /// The share of one of `shards` shards.
     pub fn of(options: &StoreOptions, shards: usize) -> ScrubPlan {
-        let bytes_per_second = (options.scrub_bytes_per_second / shards.max(1) as u64).max(1);
-        ScrubPlan { period: options.scrub_period, bytes_per_second }
+        ScrubPlan { period: options.scrub_period, rate: Rate::share(options.scrub_bytes_per_second, shards) }
     }
 
     /// How long reading so many bytes is to take.
     pub fn time_for(&self, bytes: u64) -> Duration {
-        Duration::from_micros(bytes.saturating_mul(1_000_000) / self.bytes_per_second)
+        self.rate.time_for(bytes)
+    }
+}
+
+/// When and how fast copies that were lost are made anew, by each shard.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RepairPlan {
+    /// A seed may be gone this long before.
+    pub after: Duration,
+    rate: Rate,
+}
+
+impl RepairPlan {
+    /// The share of one of `shards` shards. Without a cluster there is nothing to repair.
+    pub fn of(options: Option<&ClusterOptions>, shards: usize) -> RepairPlan {
+        let after = options.map_or(Duration::MAX, |cluster| cluster.repair_after);
+        RepairPlan { after, rate: Rate::share(REPAIR_BYTES_PER_SECOND, shards) }
+    }
+
+    /// How long copying so many bytes is to take.
+    pub fn time_for(&self, bytes: u64) -> Duration {
+        self.rate.time_for(bytes)
+    }
+}
+
+/// Bytes per second, at least one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Rate(u64);
+
+impl Rate {
+    fn share(bytes_per_second: u64, shards: usize) -> Rate {
+        Rate((bytes_per_second / shards.max(1) as u64).max(1))
+    }
+
+    fn time_for(self, bytes: u64) -> Duration {
+        let micros = u128::from(bytes) * 1_000_000 / u128::from(self.0);
+        Duration::from_micros(u64::try_from(micros).unwrap_or(u64::MAX))
     }
 }
 
@@ -142,5 +180,20 @@ impl DirtyHold {
 impl Drop for DirtyHold {
     fn drop(&mut self) {
         self.budget.0.bytes.fetch_sub(self.bytes.get(), Ordering::AcqRel);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shards_share_the_rate_of_repair_and_small_objects_take_their_time_too() {
+        let one = RepairPlan::of(None, 1);
+        assert_eq!(one.time_for(REPAIR_BYTES_PER_SECOND), Duration::from_secs(1));
+        let of_four = RepairPlan::of(None, 4);
+        assert_eq!(of_four.time_for(REPAIR_BYTES_PER_SECOND), Duration::from_secs(4));
+        assert_eq!(of_four.time_for(REPAIR_BYTES_PER_SECOND / 4000), Duration::from_millis(1));
+        assert!(one.time_for(u64::MAX) > one.time_for(1 << 50));
     }
 }

@@ -11,7 +11,6 @@ use crate::engine::error::ObjectError;
 use crate::engine::owner::Owner;
 use crate::engine::request::{CommitRequest, PutRequest, Standing, Stat, Target};
 use crate::engine::version::Version;
-use crate::limits::REPLICAS_DEFAULT;
 use crate::rt::time::unix_ms;
 
 /// Copies `source` over `target`; gives what the target then is.
@@ -43,7 +42,7 @@ pub async fn copy(engine: &Engine, source: &Target, target: &Target) -> Result<S
     };
     let (length, crc32) = (reader.stat().meta.length, reader.stat().crc32);
     let meta = reader.stat().meta.clone();
-    let (target_of_copy, replicas) = (target.clone(), REPLICAS_DEFAULT);
+    let (target_of_copy, replicas) = (target.clone(), engine.replicas_default());
     let request = PutRequest { target: target_of_copy, mode, replicas, ack_peers: 0, length: Some(length), meta };
     let upload = engine.put(request).await?;
     let mut pieces = reader.stream(0..length);

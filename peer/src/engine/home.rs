@@ -130,7 +130,9 @@ impl Owner {
         if let Some(version) = task.current().filter(|version| version.generation == asked.version.generation) {
             self.note_holders(&version, &asked);
             match asked.duty {
-                Duty::Decide => self.spread(&task, &version),
+                Duty::Decide => {
+                    self.spread(&task, &version);
+                }
                 Duty::Replicate => self.keep_copy(&task, &version),
                 Duty::Witness => {}
             }

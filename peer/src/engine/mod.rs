@@ -54,7 +54,7 @@ mod version;
 mod writeback;
 
 pub use cluster::Cluster;
-pub use context::{Context, DirtyBudget, ScrubPlan};
+pub use context::{Context, DirtyBudget, RepairPlan, ScrubPlan};
 pub use error::ObjectError;
 pub use list::PendingList;
 pub use reader::{Chunk, PeerPiece, PieceStream, Reader};
@@ -354,9 +354,14 @@ impl Engine {
         spawn_local(async move { engine.run_writeback().await });
     }
 
-    /// Writes dirty versions back; never ends.
+    /// Writes dirty versions back, until the shard ends.
     pub async fn run_writeback(&self) {
         writeback::run(self.0.clone()).await;
+    }
+
+    /// Copies on seeds, for a write that does not say how many.
+    pub fn replicas_default(&self) -> u16 {
+        self.0.context.replicas_default
     }
 
     /// Checks how many peers a writer wants to hold its object before the answer: there must be so many.

@@ -57,7 +57,9 @@ pub struct Owner {
     pub queue: Queue,
     /// Multipart uploads that the backend may know.
     pub strays: Strays,
-    /// Told when this shard ends.
+    /// Whether this shard ends.
+    pub is_ending: Cell<bool>,
+    /// Told when it does.
     pub ending: Event,
     /// Reads what is on disk again.
     pub scrubber: Scrubber,

@@ -8,7 +8,7 @@
 use std::rc::Rc;
 
 use dfstore_proto::error::ErrorCode;
-use dfstore_proto::message::{Duty, Fetch, Message, Publish, Recall, Standing as Verdict};
+use dfstore_proto::message::{Duty, Fetch, Message, NodeRole, Publish, Recall, Standing as Verdict};
 use futures_util::StreamExt;
 
 use crate::catalog::{Durability, TaskState};
@@ -21,21 +21,23 @@ use crate::engine::request::{piece_count, piece_length};
 use crate::engine::task::Task;
 use crate::engine::version::Version;
 use crate::limits::{
-    ADMISSION_POLL, ADMISSION_TIMEOUT, COPIES_AT_ONCE_MAX, COPY_WINDOW_PIECES, REPAIR_BYTES_PER_SECOND, REPAIR_PERIOD,
-    REPAIR_TASKS_MAX, STORED_WAIT,
+    ADMISSION_POLL, ADMISSION_TIMEOUT, COPIES_AT_ONCE_MAX, COPY_WINDOW_PIECES, REPAIR_PERIOD, REPAIR_TASKS_MAX,
+    STORED_WAIT,
 };
 use crate::links::LinkError;
 use crate::membership::Node;
 use crate::placement;
 use crate::rt::arena::Holder;
 use crate::rt::shard::spawn_local;
-use crate::rt::time::{sleep, timeout};
+use crate::rt::time::{since_start, sleep, timeout};
 
 impl Owner {
     /// At the home: has the copies of a version made, without waiting for them.
-    pub fn spread(self: &Rc<Self>, task: &Rc<Task>, version: &Rc<Version>) {
+    ///
+    /// Tells whether that begins now.
+    pub fn spread(self: &Rc<Self>, task: &Rc<Task>, version: &Rc<Version>) -> bool {
         if self.cluster.is_none() || version.state.get() == TaskState::Deleted || version.spreading.replace(true) {
-            return;
+            return false;
         }
         let (owner, task, version) = (self.clone(), task.clone(), version.clone());
         spawn_local(async move {
@@ -46,6 +48,7 @@ impl Owner {
             }
             version.spreading.set(false);
         });
+        true
     }
 
     /// Asks the seeds that should hold a copy and do not, as far as is known. Gives how many were asked.
@@ -224,34 +227,40 @@ impl Owner {
 
     /// Looks now and then for copies that are missing or no longer wanted; never ends.
     pub async fn run_repair(self: &Rc<Self>) {
+        let began = since_start();
         while self.cluster.is_some() {
             sleep(REPAIR_PERIOD).await;
-            self.repair().await;
+            // Which seeds were here before is not known at first.
+            let is_new = since_start() < began.saturating_add(self.context.repair.after);
+            self.repair(is_new).await;
             self.retell().await;
         }
     }
 
-    /// Has copies made anew that were on seeds which have been gone for long.
-    async fn repair(self: &Rc<Self>) {
+    /// Has copies made anew that were on seeds which have been gone for long. `is_new`: this peer has not been here for
+    /// so long itself; then it sees only to what the backend does not have.
+    async fn repair(self: &Rc<Self>, is_new: bool) {
         let Some(cluster) = &self.cluster else { return };
         let members = cluster.members();
+        let repair = &self.context.repair;
         // A seed that has just gone may come back with all it had.
-        let repair_after = self.context.repair_after;
-        let is_waited_for = members
-            .dead
-            .iter()
-            .any(|node| node.role == dfstore_proto::message::NodeRole::Seed && node.gone < repair_after);
+        let is_waited_for = members.dead.iter().any(|node| node.role == NodeRole::Seed && node.gone < repair.after);
         if is_waited_for || !members.is_seed() {
             return;
         }
         for (task, version) in self.replicated() {
+            if is_new && version.is_clean() {
+                continue;
+            }
             match self.place(&version.task) {
                 Place::Home { .. } => {
+                    let length = version.meta.borrow().length;
                     if !version.is_durable_here() {
-                        self.spread(&task, &version);
+                        if self.spread(&task, &version) {
+                            sleep(repair.time_for(length)).await;
+                        }
                     } else if let Ok(asked @ 1..) = self.ask_for_copies(&task, &version).await {
-                        let length = version.meta.borrow().length;
-                        pause_for(u64::from(asked) * length).await;
+                        sleep(repair.time_for(length.saturating_mul(asked.into()))).await;
                     }
                 }
                 Place::Away { homes, .. } => {
@@ -308,11 +317,6 @@ impl Owner {
             self.supersede(task, None);
         }
     }
-}
-
-async fn pause_for(bytes: u64) {
-    let seconds = bytes / REPAIR_BYTES_PER_SECOND;
-    sleep(std::time::Duration::from_secs(seconds)).await;
 }
 
 impl Version {

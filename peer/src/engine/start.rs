@@ -148,6 +148,7 @@ impl Engine {
             eviction: RefCell::new(Evictor::default()),
             queue: Queue::default(),
             strays: Strays::default(),
+            is_ending: Cell::new(false),
             ending: Event::new(),
             scrubber: Scrubber::default(),
             cluster,

@@ -46,13 +46,12 @@ use crate::rt::net::Connection;
 pub struct HttpFace {
     engine: Engine,
     metrics: Metrics,
-    replicas_default: u16,
 }
 
 impl HttpFace {
-    /// The face over this engine. `replicas_default` is what a write without `maxReplicas` asks for.
-    pub fn new(engine: Engine, metrics: Metrics, replicas_default: u16) -> HttpFace {
-        HttpFace { engine, metrics, replicas_default }
+    /// The face over this engine.
+    pub fn new(engine: Engine, metrics: Metrics) -> HttpFace {
+        HttpFace { engine, metrics }
     }
 
     /// What the provider means when it names no storage class.

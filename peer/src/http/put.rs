@@ -170,7 +170,7 @@ impl PutOptions {
     }
 
     fn request(self, face: &HttpFace, target: &Target, length: Option<u64>, meta: ObjectMeta) -> PutRequest {
-        let replicas = self.replicas.unwrap_or(face.replicas_default);
+        let replicas = self.replicas.unwrap_or(face.engine.replicas_default());
         let ack_peers = self.ack_peers;
         PutRequest { target: target.clone(), mode: self.mode, replicas, ack_peers, length, meta }
     }

@@ -21,7 +21,7 @@ use event_listener::Event;
 
 use crate::engine::request::{self, CommitRequest, PutRequest, Standing, piece_count};
 use crate::engine::{ObjectError, Upload};
-use crate::limits::{INGEST_WINDOW_PIECES, REPLICAS_DEFAULT, REPLICAS_MAX};
+use crate::limits::{INGEST_WINDOW_PIECES, REPLICAS_MAX};
 use crate::metrics::{Face, Operation, RequestTimer};
 use crate::native::answer::{error_reply, status_of};
 use crate::native::link::{Gone, Link};
@@ -111,7 +111,7 @@ pub(super) fn join(link: &Rc<Link>, request: RequestId, asked: PutJoin) {
 fn put_request(link: &Link, asked: PutBegin) -> Result<PutRequest, ErrorReply> {
     let ack_peers = link.context.engine.check_ack(asked.ack_peers).map_err(|error| error_reply(&error))?;
     let replicas = match u16::try_from(asked.max_replicas).ok().filter(|replicas| *replicas <= REPLICAS_MAX) {
-        Some(0) => REPLICAS_DEFAULT,
+        Some(0) => link.context.engine.replicas_default(),
         Some(replicas) => replicas,
         None => {
             let why = format!("{} replicas are asked for; allowed are 1 to {REPLICAS_MAX}", asked.max_replicas);

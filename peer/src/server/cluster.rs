@@ -178,7 +178,13 @@ async fn follow_managers(links: &Links, following: &Following) {
 async fn ask_managers(links: &Links, managers: &[String]) -> Result<ConfigOk, String> {
     let mut reason = String::new();
     for manager in managers {
-        let addresses = resolve(manager.clone()).await?;
+        let addresses = match resolve(manager.clone()).await {
+            Ok(addresses) => addresses,
+            Err(unknown) => {
+                reason = unknown;
+                continue;
+            }
+        };
         for address in addresses {
             match links.ask_at(address, GetConfig {}.into()).await {
                 Ok(Message::ConfigOk(told)) => return Ok(told),

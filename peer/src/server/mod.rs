@@ -22,8 +22,8 @@ use crate::background::{Background, BackgroundError};
 use crate::catalog::{Catalog, CatalogError, Loaded};
 use crate::config::{Config, StoreOptions};
 use crate::engine::call::ShardMessage;
-use crate::engine::{Context, DirtyBudget, Inventory, ScrubPlan};
-use crate::limits::{DRAIN_TIMEOUT, SHARD_MAILBOX};
+use crate::engine::{Context, DirtyBudget, Inventory, RepairPlan, ScrubPlan};
+use crate::limits::{DRAIN_TIMEOUT, END_TIMEOUT, SHARD_MAILBOX};
 use crate::logging::Redactions;
 use crate::membership::Members;
 use crate::metrics::Metrics;
@@ -135,7 +135,8 @@ pub fn run(config: Config, metrics: Metrics, redactions: Redactions) -> Result<(
         scrub: ScrubPlan::of(&config.store, config.shards),
         dirty: DirtyBudget::new(config.store.dirty_limit_bytes),
         shards: senders.clone(),
-        repair_after: config.cluster.as_ref().map_or(Duration::MAX, |cluster| cluster.repair_after),
+        repair: RepairPlan::of(config.cluster.as_ref(), config.shards),
+        replicas_default: config.http.replicas_default,
         uploads: part.as_ref().map(|part| part.face.uploads_counter()).unwrap_or_default(),
         next_id: Arc::new(AtomicU64::new(1)),
     };
@@ -159,6 +160,7 @@ pub fn run(config: Config, metrics: Metrics, redactions: Redactions) -> Result<(
     tracing::info!(?signal, "stopping: finishing what is in flight; a second signal ends the process at once");
     health.set_phase(Phase::Draining);
     exit_on_second_signal(signals);
+    exit_when_late(END_TIMEOUT);
     shards.drain();
     drop(context);
     close(resources);
@@ -247,6 +249,16 @@ fn exit_on_second_signal(mut signals: Signals) {
             tracing::warn!("a second signal: ending at once");
             std::process::exit(1);
         }
+    });
+}
+
+/// Should something of ours stand still, the process ends all the same: what was acknowledged is durable, and who waits
+/// for the end would kill it.
+fn exit_when_late(limit: Duration) {
+    std::thread::spawn(move || {
+        std::thread::sleep(limit);
+        tracing::error!("not ended after {limit:?}: ending now; nothing that was acknowledged is lost");
+        std::process::exit(1);
     });
 }
 

@@ -114,7 +114,7 @@ pub async fn run_shard(setup: ShardSetup) {
     let stop: Stop = stopped.map(|_| ()).boxed_local().shared();
     let faces = Rc::new(Faces {
         engine: engine.clone(),
-        http: Rc::new(HttpFace::new(engine.clone(), metrics.clone(), http.replicas_default)),
+        http: Rc::new(HttpFace::new(engine.clone(), metrics.clone())),
         native: native::Context {
             engine: engine.clone(),
             metrics,

@@ -23,7 +23,7 @@ use super::shard::{ShardSetup, run_shard};
 use super::{Resources, close, open_resources, watermarks};
 use crate::config::{Config, Overrides};
 use crate::engine::call::ShardMessage;
-use crate::engine::{Context, DirtyBudget, Inventory, ScrubPlan};
+use crate::engine::{Context, DirtyBudget, Inventory, RepairPlan, ScrubPlan};
 use crate::limits::{PIECE_BYTES, SHARD_MAILBOX};
 use crate::links::{FetchedPiece, LinkError, Links, LinksSetup};
 use crate::membership::{Members, Node, NodeState};
@@ -86,7 +86,8 @@ impl Served {
             scrub: ScrubPlan::of(&config.store, 1),
             dirty: DirtyBudget::new(config.store.dirty_limit_bytes),
             shards: vec![sender.clone()],
-            repair_after: Duration::MAX,
+            repair: RepairPlan::of(None, 1),
+            replicas_default: config.http.replicas_default,
             uploads: face.uploads_counter(),
             next_id: Arc::default(),
         };

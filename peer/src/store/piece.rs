@@ -16,7 +16,7 @@ use crate::limits::BLOCK_BYTES;
 use crate::rt::arena::{Slot, SlotMut};
 use crate::rt::file::DirectFile;
 use crate::rt::mailbox::oneshot;
-use crate::rt::permits::Permits;
+use crate::rt::permits::{Permit, Permits};
 use crate::rt::shard::{detached, spawn_local};
 use crate::store::StoreError;
 use crate::store::allocate::Cursor;
@@ -41,6 +41,7 @@ pub struct LaterWrite {
     slot: Slot,
     piece: UnsyncedPiece,
     end: WriteEnd,
+    under_way: Permit,
 }
 
 impl LaterWrite {
@@ -51,8 +52,7 @@ impl LaterWrite {
 
     /// Begins. Nobody waits but those who read the piece or sync it.
     pub fn begin(self) {
-        let LaterWrite { store, lease, slot, end, .. } = self;
-        let under_way = store.0.later.take();
+        let LaterWrite { store, lease, slot, end, under_way, .. } = self;
         spawn_local(async move {
             // What failed is logged where it was found.
             end.ended(store.write_extents(lease.extents(), &slot).await.is_ok());
@@ -70,7 +70,7 @@ struct Inner {
     shard: usize,
     cursor: Cursor,
     files: RefCell<Vec<Option<Rc<OpenFile>>>>,
-    /// Writes that were put off and are under way.
+    /// Writes that were taken on and have not ended.
     later: Permits,
 }
 
@@ -148,10 +148,12 @@ impl PieceStore {
         self.check_writable()?;
         let (piece, end) = UnsyncedPiece::new(self.shared_files(lease.extents())?);
         lease.wait_for(end.state());
-        Ok(LaterWrite { store: self.clone(), lease: lease.clone(), slot, piece, end })
+        let under_way = self.0.later.take();
+        Ok(LaterWrite { store: self.clone(), lease: lease.clone(), slot, piece, end, under_way })
     }
 
-    /// Waits until no write that was put off is under way.
+    /// Waits until every write that was taken on has ended: the catalog waits for them as well, and must not do so when
+    /// this shard is gone.
     pub async fn settled(&self) {
         drop(self.0.later.acquire(|| 1).await);
     }

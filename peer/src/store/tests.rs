@@ -7,6 +7,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
+use futures_util::FutureExt;
 use futures_util::future::join_all;
 use tempfile::TempDir;
 
@@ -233,6 +234,29 @@ fn a_cancelled_write_keeps_its_blocks_until_it_ends() {
         }
     });
     assert_eq!(arena.held_bytes(Holder::Ingest), 0);
+}
+
+#[test]
+fn a_shard_that_ends_waits_for_writes_that_were_taken_on_and_not_begun() {
+    let (dir, arena) = (folder(), arena());
+    let seed = seed(&dir, 64 * MIB, 1);
+    run(async {
+        let store = seed.shard(0);
+        store.settled().await;
+        let reservation = store.allocate(5000).await.expect("there is room");
+        let lease = reservation.keep();
+        let later = store.write_later(&lease, seal(filled(&arena, 5000, 1)).0).expect("it takes writes");
+        let piece = later.piece();
+        assert!(store.settled().now_or_never().is_none(), "the catalog may be waiting for it");
+        later.begin();
+        store.settled().await;
+        piece.written().expect("it has ended");
+        let given_up = store.write_later(&lease, seal(filled(&arena, 5000, 2)).0).expect("it takes writes");
+        let piece = given_up.piece();
+        drop(given_up);
+        store.settled().await;
+        piece.written().expect_err("nobody writes it");
+    });
 }
 
 #[test]

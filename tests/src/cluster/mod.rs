@@ -63,9 +63,18 @@ impl ClusterBuilder {
         self
     }
 
+    /// Nodes are made alike but for their number of shards: requests come to shards that do not own their task, and what is
+    /// right for a peer's own number is wrong for another one's.
+    fn complete_options(&mut self) {
+        for index in self.options.len()..self.count() {
+            let shards = [2, 1, 3][index % 3].to_string();
+            self.options.push(NodeOptions { shards, ..NodeOptions::default() });
+        }
+    }
+
     /// Changes the options of every node. Call it after the numbers are set.
     pub fn all(mut self, mut change: impl FnMut(usize, &mut NodeOptions)) -> ClusterBuilder {
-        self.options.resize_with(self.count(), NodeOptions::default);
+        self.complete_options();
         self.options.iter_mut().enumerate().for_each(|(index, options)| change(index, options));
         self
     }
@@ -87,7 +96,7 @@ impl ClusterBuilder {
     /// Starts the first seed, then the others, then the peers, and waits until all see each other.
     pub fn start(mut self) -> Result<Cluster> {
         ensure!(self.seeds > 0, "a cluster needs a seed");
-        self.options.resize_with(self.count(), NodeOptions::default);
+        self.complete_options();
         let backend = Backend::start(self.backend)?;
         let bucket = backend.bucket(BUCKET)?;
         let peers = self.options.split_off(self.seeds);

@@ -22,6 +22,7 @@ use crate::http::Response;
 use crate::native::{NativeClient, target};
 use crate::peer::{Peer, PeerSpec};
 use crate::peer_proxy::PeerProxy;
+use crate::ports;
 use crate::samples::Samples;
 use crate::scene::{PATIENCE, right, right_range};
 
@@ -41,6 +42,14 @@ pub struct Ports {
     pub manager: u16,
     /// Gossip.
     pub gossip: u16,
+}
+
+impl Ports {
+    /// Ports that it finds free again when it is started once more.
+    fn free() -> Result<Ports> {
+        let ports = ports::free(5)?;
+        Ok(Ports { api: ports[0], metrics: ports[1], peer: ports[2], manager: ports[3], gossip: ports[4] })
+    }
 }
 
 /// Where a node listens besides its API and its metrics.
@@ -67,7 +76,7 @@ impl Node {
     /// Starts one and waits until it is ready, whether it has found others or not.
     pub fn start(role: NodeRole, options: NodeOptions, wiring: Wiring, backend: Option<&S3Endpoint>) -> Result<Node> {
         let proxy = options.behind_proxy.then(PeerProxy::start).transpose()?;
-        let spec = Node::spec(role, &options, &wiring, backend, proxy.as_ref(), Ports::default());
+        let spec = Node::spec(role, &options, &wiring, backend, proxy.as_ref(), Ports::free()?);
         let mut peer = Peer::start_with(spec)?;
         let (listeners, id) = introduced(&mut peer, role)?;
         if let Some(proxy) = &proxy {

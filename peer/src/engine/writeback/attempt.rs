@@ -8,13 +8,13 @@ use std::rc::Rc;
 use dfstore_proto::object::ObjectMeta;
 
 use crate::catalog::{TaskState, WriteBackKind};
+use crate::engine::cluster::Place;
 use crate::engine::error::ObjectError;
 use crate::engine::owner::Owner;
 use crate::engine::version::Version;
 use crate::engine::writeback::table::{self, Backend, InProgress, Pieces, Situation, Standing, Step};
 use crate::engine::writeback::{Entry, Outgoing};
 use crate::limits::WRITEBACK_LOOKS_MAX;
-use crate::rt::time::unix_ms;
 use crate::sidecar::backend::{Head, Stored, WriteCondition};
 use dfstore_proto::ids::ObjectName;
 use dfstore_proto::limits::KEY_BYTES_MAX;
@@ -73,7 +73,10 @@ impl Owner {
 
     /// Whether this peer tells the backend about an entry.
     pub fn decides(&self, entry: &Entry) -> bool {
-        !self.is_away(&entry.task.target.task) || entry.is_home_lost(unix_ms())
+        match self.place(&entry.task.target.task) {
+            Place::Away { homes, .. } => self.is_home_lost(entry, &homes),
+            Place::Alone | Place::Home { .. } => true,
+        }
     }
 
     /// Whether all bytes of a version can be sent from here, and stay here if this peer is killed.

@@ -23,8 +23,10 @@ mod table;
 
 use std::pin::pin;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
+use dfstore_proto::ids::TaskId;
 use dfstore_proto::message::{Standing as Verdict, VersionState};
 use dfstore_proto::object::ObjectMeta;
 use futures_util::future::select;
@@ -35,11 +37,13 @@ pub use send::Outgoing;
 pub use strays::Strays;
 
 use crate::catalog::{Change, Durability, TaskState, WriteBackKind, WriteBackRecord};
+use crate::engine::cluster::Place;
 use crate::engine::error::ObjectError;
 use crate::engine::owner::Owner;
 use crate::engine::task::Task;
 use crate::engine::version::Version;
 use crate::limits::{OLD_READERS_WAIT, WRITEBACK_RETRY_DELAY, WRITEBACK_RETRY_DELAY_MAX};
+use crate::membership::Node;
 use crate::rt::shard::spawn_local;
 use crate::rt::time::{milliseconds, sleep, unix_ms};
 
@@ -58,9 +62,9 @@ pub fn new_record(kind: WriteBackKind, generation: u64, replaced_etag: String) -
     }
 }
 
-/// Carries out the queue of one shard; never ends.
+/// Carries out the queue of one shard, until the shard ends.
 pub async fn run(owner: Rc<Owner>) {
-    loop {
+    while !owner.is_ending.get() {
         while let Some(entry) = owner.queue.start_next(unix_ms()) {
             let (owner, ended) = (owner.clone(), owner.ending.listen());
             spawn_local(async move { drop(select(pin!(owner.attempt(entry)), ended).await) });
@@ -72,6 +76,7 @@ pub async fn run(owner: Rc<Owner>) {
 /// Gives up what is being attempted: the shard ends. Tasks that wait for each other's locks must not outlive it, or the
 /// threads that answer them would drop them, one inside the other.
 pub async fn end(owner: &Owner) {
+    owner.is_ending.set(true);
     owner.ending.notify(usize::MAX);
     // Those that were woken come first.
     sleep(Duration::from_millis(1)).await;
@@ -112,7 +117,7 @@ impl Owner {
 
     /// Tells the backend, or the home, which tells the backend.
     async fn carry_out(self: &Rc<Self>, version: &Rc<Version>, entry: &Rc<Entry>) -> End {
-        if self.is_away(&version.task) {
+        if let Place::Away { homes, .. } = self.place(&version.task) {
             let told = match self.tell_home(&entry.task, version, 0).await {
                 Ok(told) => told,
                 Err(error) if error.is_retryable() => return End::Failed(error),
@@ -120,7 +125,7 @@ impl Owner {
             };
             let Some(told) = told else {
                 // It is alive, as far as is known, and may be doing this very thing.
-                return if entry.is_home_lost(unix_ms()) {
+                return if self.is_home_lost(entry, &homes) {
                     self.tell_backend(version, entry).await
                 } else {
                     End::Waiting
@@ -140,6 +145,14 @@ impl Owner {
             return End::Done;
         }
         self.tell_backend(version, entry).await
+    }
+
+    /// Whether this peer does without the home, which is alive and cannot be reached. Those who come before it in `homes`
+    /// and have a copy do so first, so that not all of them ask the backend at once.
+    fn is_home_lost(&self, entry: &Entry, homes: &[Arc<Node>]) -> bool {
+        let copies = entry.task.current().map_or(1, |version| version.replicas.get().max(1));
+        let before = homes.len().min(copies.into()).saturating_sub(1);
+        entry.is_home_lost(unix_ms(), u32::try_from(before).unwrap_or(u32::MAX))
     }
 
     async fn tell_backend(self: &Rc<Self>, version: &Rc<Version>, entry: &Rc<Entry>) -> End {
@@ -205,7 +218,7 @@ impl Owner {
     /// Tries again later.
     async fn put_off(self: &Rc<Self>, entry: &Rc<Entry>, error: &ObjectError) {
         let (attempts, record) = entry.note_failure(error, false);
-        let (now_ms, mut delay) = (unix_ms(), backoff(attempts));
+        let (now_ms, mut delay) = (unix_ms(), backoff(&entry.task.target.task, attempts));
         if let ObjectError::Busy { retry_after, .. } = error {
             delay = delay.max(*retry_after);
             self.queue.pace.slow_down(now_ms.saturating_add(milliseconds(*retry_after)), now_ms);
@@ -250,11 +263,35 @@ impl Owner {
     }
 }
 
-/// The pause before the next attempt: doubled each time, capped, and spread by the attempt's own time so that many
-/// entries do not come back together.
-fn backoff(attempts: u32) -> Duration {
+/// The pause before the next attempt: doubled each time, capped, and spread by half of it, for each object and attempt
+/// otherwise, so that what failed together does not come back together.
+fn backoff(task: &TaskId, attempts: u32) -> Duration {
     let doubled = WRITEBACK_RETRY_DELAY.saturating_mul(1 << attempts.min(16));
     let capped = doubled.min(WRITEBACK_RETRY_DELAY_MAX);
-    let spread = Duration::from_millis(unix_ms() % 251);
-    capped.mul_f64(0.75) + spread
+    let mut hash = crc32fast::Hasher::new();
+    hash.update(task.as_bytes());
+    hash.update(&attempts.to_le_bytes());
+    let part = f64::from(hash.finalize()) / f64::from(u32::MAX);
+    capped.mul_f64(0.75 + 0.5 * part)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pauses_grow_to_a_limit_and_are_spread() {
+        let tasks: Vec<TaskId> = (0..100).map(|number| TaskId::from_bytes([number; 32])).collect();
+        for (attempts, middle_ms) in [(1, 1000), (3, 4000), (7, 60_000), (40, 60_000)] {
+            let mut pauses: Vec<u64> = tasks.iter().map(|task| milliseconds(backoff(task, attempts))).collect();
+            pauses.sort_unstable();
+            let (first, last) = (pauses[0], pauses[99]);
+            assert!(first >= middle_ms * 3 / 4 && last <= middle_ms * 5 / 4, "{attempts}: {first} to {last}");
+            assert!(last - first > middle_ms / 3, "{attempts}: {first} to {last}");
+            pauses.dedup();
+            assert!(pauses.len() > 60, "{attempts}: only {} different", pauses.len());
+        }
+        let again = |attempts| backoff(&tasks[7], attempts).as_millis() * 10 / backoff(&tasks[8], attempts).as_millis();
+        assert!((20..30).any(|attempts| again(attempts) != again(20)), "the same two do not stay together");
+    }
 }

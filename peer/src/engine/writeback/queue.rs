@@ -103,12 +103,13 @@ impl Entry {
         self.restored || self.record.borrow().attempts > 0 || self.looks.get() > 0
     }
 
-    /// Whether the home could not be reached for so long that this peer acts without it.
-    pub fn is_home_lost(&self, now_ms: u64) -> bool {
+    /// Whether the home could not be reached for so long that this peer acts without it, when `before` others would do so
+    /// first.
+    pub fn is_home_lost(&self, now_ms: u64, before: u32) -> bool {
         if self.home_silent_ms.get() == 0 {
             self.home_silent_ms.set(now_ms);
         }
-        let patience_ms = milliseconds(HOME_PATIENCE);
+        let patience_ms = milliseconds(HOME_PATIENCE * (before + 1));
         now_ms >= self.home_silent_ms.get().saturating_add(patience_ms)
     }
 

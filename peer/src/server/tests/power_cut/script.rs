@@ -15,7 +15,7 @@ use super::disk::Dice;
 use crate::catalog::{Change, Durability};
 use crate::config::{Config, Overrides};
 use crate::engine::request::{CommitRequest, PutRequest, Target};
-use crate::engine::{Context, DirtyBudget, Engine, Inventory, ScrubPlan};
+use crate::engine::{Context, DirtyBudget, Engine, Inventory, RepairPlan, ScrubPlan};
 use crate::limits::{JOURNAL_PIECE_BYTES_MAX, PIECE_BYTES, SHARD_MAILBOX};
 use crate::metrics::Metrics;
 use crate::rt::arena::Arena;
@@ -152,7 +152,8 @@ pub fn perform(folder: &Path, bucket: SocketAddr, script: &[Vec<Act>], first: us
         scrub: ScrubPlan::of(&config.store, 1),
         dirty: DirtyBudget::new(config.store.dirty_limit_bytes),
         shards: vec![sender],
-        repair_after: Duration::MAX,
+        repair: RepairPlan::of(None, 1),
+        replicas_default: config.http.replicas_default,
         uploads: Arc::default(),
         next_id: Arc::default(),
     };
