@@ -81,6 +81,7 @@ fn write_and_kill(choices: Choices, rounds: u64, bucket_writes: bool) -> Result<
     scene.peer.restart()?;
     let census = Census::take(&mut scene.peer)?;
     until_written_back(&mut writers, &scene)?;
+    scene.backend.until_no_uploads()?;
     census.check(&scene.peer, &[scene.backend.address()])
 }
 

@@ -48,11 +48,6 @@ fn until_dead(scene: &Scene, count: usize) -> Result<()> {
     eventually(&format!("{count} dead letters"), PATIENCE, dead)
 }
 
-fn until_no_uploads(scene: &Scene) -> Result<()> {
-    let uploads = || scene.backend.uploads();
-    eventually("no upload is left in the bucket", PATIENCE, || uploads().is_empty().then_some(()))
-}
-
 fn file_of(payload: Payload) -> Result<(tempfile::TempDir, String)> {
     let folder = dfstore_tests::dirs::temporary("file")?;
     let path = folder.path().join("file");
@@ -297,7 +292,7 @@ fn an_upload_that_serves_nobody_is_aborted() -> Result<()> {
     scene.backend.set_rules([]);
     scene.backend.set_down(false);
     scene.peer.restart()?;
-    until_no_uploads(&scene)?;
+    scene.backend.until_no_uploads()?;
     assert!(scene.backend.stored(BUCKET, "killed").is_none());
     Ok(())
 }
@@ -430,7 +425,7 @@ fn contested_after_the_look(policy: &str, is_known: bool, ours: Payload) -> Resu
     if policy == "fail" {
         scene.peer.dfstore(&["writeback", "drop", &url("contested")])?.success()?;
     }
-    until_no_uploads(&scene)?;
+    scene.backend.until_no_uploads()?;
     scene.read("contested", theirs).map(drop)
 }
 

@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant, SystemTime};
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use futures_util::future::BoxFuture;
 use http::{HeaderValue, Method, Request, Response, StatusCode, header};
 use hyper::body::Incoming;
@@ -28,7 +28,7 @@ use crate::relay::LOOPBACK;
 use crate::s3s_server::uploads::InProgress;
 use crate::s3s_server::{self, Cut, FolderService, Front, Served};
 
-/// Copying some MiB takes no longer.
+/// Copying some MiB takes no longer, nor giving up an upload.
 const QUIET_WITHIN: Duration = Duration::from_secs(30);
 
 /// What goes wrong.
@@ -273,6 +273,12 @@ impl FaultyBackend {
     /// Multipart uploads in progress.
     pub fn uploads(&self) -> Vec<InProgress> {
         self.state.service.uploads()
+    }
+
+    /// Waits until no multipart upload is in progress; an error names those that stay.
+    pub fn until_no_uploads(&self) -> Result<()> {
+        eventually("no upload is left in the bucket", QUIET_WITHIN, || self.uploads().is_empty().then_some(()))
+            .with_context(|| format!("{:?}", self.uploads()))
     }
 
     /// From now on an upload counts as begun so long ago.
