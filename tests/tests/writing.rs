@@ -2,7 +2,7 @@
 
 use std::io::Write;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 use dfstore_tests::data::Payload;
@@ -327,15 +327,38 @@ fn writes_beyond_the_dirty_limit_wait_and_then_get_503_while_reads_go_on() -> Re
     scene.put("first", ASYNC, piece)?;
     scene.put("second", ASYNC, piece)?;
     thread::scope(|scope| {
+        let began = Instant::now();
         let refused = scope.spawn(|| scene.try_put("third", ASYNC, piece));
         while !refused.is_finished() {
             scene.read("cached", cached)?;
             assert_eq!(scene.read("second", piece)?, "pending");
         }
         let refused = refused.join().expect("no panic")?;
+        ensure!(began.elapsed() >= Duration::from_secs(14), "it has waited {:?} only", began.elapsed());
         expect(&refused, 503);
         assert!(refused.header("retry-after").is_some() && refused.text().contains("storage.dirtyLimit"));
         Ok(())
+    })
+}
+
+#[test]
+fn a_write_beyond_the_dirty_limit_is_let_in_when_there_is_room() -> Result<()> {
+    let scene = Scene::start_with(|spec| spec.environment = dirty_limit("8MiB"))?;
+    let piece = Payload::new(43, PIECE);
+    scene.backend.set_rules([Rule::on(Method::PUT, Fault::Hold)]);
+    scene.put("first", ASYNC, piece)?;
+    scene.put("second", ASYNC, piece)?;
+    thread::scope(|scope| {
+        let third = scope.spawn(|| scene.try_put("third", ASYNC, piece));
+        // An upload that is let in is over before it is counted.
+        scene.peer.metrics_until("the third one waits", PATIENCE, |metrics| {
+            third.is_finished() || metrics.sum("dfstore_requests_in_flight", &[]) > 0.0
+        })?;
+        ensure!(!third.is_finished(), "it does not wait: {:?}", third.join().expect("no panic"));
+        expect(&scene.get("third")?, 404);
+        scene.backend.release();
+        expect(&third.join().expect("no panic")?, 200);
+        scene.until_written_back("third", piece)
     })
 }
 
