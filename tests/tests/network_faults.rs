@@ -223,9 +223,9 @@ fn a_reader_gets_right_bytes_beside_a_bad_link_between_peers() -> Result<()> {
         WireFault::Reset,
         WireFault::HalfClose,
         WireFault::Stall,
+        WireFault::Flip(40),
         WireFault::Swap,
         WireFault::Flip(1),
-        WireFault::Flip(40),
     ];
     let places = [(Way::FromPeer, 1), (Way::ToPeer, 2), (Way::FromPeer, 0)];
     let rule = |fault, (way, frame)| WireRule { way, frame, fault };
