@@ -13,7 +13,7 @@ use anyhow::{Context, Result, bail, ensure};
 
 use crate::eventually;
 use crate::peer::Peer;
-use crate::scene::PATIENCE;
+use crate::scene::{PATIENCE, Scene};
 
 /// Connections to the backend that a peer may keep.
 const BACKEND_CONNECTIONS_MAX: usize = 64;
@@ -68,6 +68,11 @@ impl Census {
             (Err(late), Some(error)) => Err(error.context(late)),
             (rests, _) => rests,
         }
+    }
+
+    /// As [`check`](Self::check), for a scene: one peer in front of one backend.
+    pub fn check_scene(&self, scene: &Scene) -> Result<()> {
+        self.check(&scene.peer, &[scene.backend.address()])
     }
 
     /// Whether that is so now; an error names what is not given back.

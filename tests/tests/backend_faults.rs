@@ -3,7 +3,7 @@
 use std::thread;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Error, Result, ensure};
 use dfstore_tests::data::Payload;
 use dfstore_tests::eventually;
 use dfstore_tests::faulty_backend::{Fault, Rule};
@@ -185,4 +185,30 @@ fn a_write_back_survives_every_fault_that_heals() -> Result<()> {
     }
     assert_eq!(scene.peer.metrics()?.sum("dfstore_writeback_attempts_total", &[("outcome", "error")]), 4.0);
     Ok(())
+}
+
+/// The answer to what made the object is lost: that the bucket has it is seen by a look, and it is not sent again.
+#[test]
+fn a_write_whose_answer_is_lost_is_recognised_and_not_sent_again() -> Result<()> {
+    let scene = Scene::start()?;
+    // The larger one is sent in two parts.
+    let (short, long) = (Payload::new(20, TWO_PIECES), Payload::new(21, (16 << 20) + 5));
+    let lost = |method, key: &str| Rule::on(method, Fault::LoseAnswer).at(format!("{BUCKET}/{key}")).times(1);
+    scene.backend.set_rules([lost(Method::PUT, "short"), lost(Method::POST, "long").with_query("uploadId")]);
+    for (key, payload) in [("short", short), ("long", long)] {
+        scene.put(key, ASYNC, payload)?;
+        scene.until_written_back(key, payload)?;
+    }
+    scene.peer.dfstore(&["writeback", "wait"])?.success()?;
+    for (key, payload) in [("short", short), ("long", long)] {
+        ensure!(scene.has(key, payload), "{key} is not there");
+        scene.read(key, payload)?;
+    }
+    let sent = |method, key, query| scene.backend.requests_for(&method, key, query);
+    assert_eq!(sent(Method::PUT, "short", ""), 1, "{:?}", scene.backend.seen());
+    assert_eq!((sent(Method::POST, "long", "uploads"), sent(Method::POST, "long", "uploadId")), (1, 1));
+    assert_eq!(sent(Method::PUT, "long", "partNumber"), 2, "{:?}", scene.backend.seen());
+    let attempts = |outcome| Ok::<_, Error>(scene.peer.metrics()?.sum("dfstore_writeback_attempts_total", &[outcome]));
+    assert_eq!((attempts(("outcome", "error"))?, attempts(("outcome", "ok"))?), (2.0, 2.0));
+    scene.backend.until_no_uploads()
 }

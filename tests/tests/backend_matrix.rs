@@ -203,7 +203,8 @@ fn at_rest(scene: &Scene) -> Result<()> {
             "dfstore_backend_requests_in_flight",
         ];
         metrics.sum("dfstore_cache_tasks", &[]) > 0.0 && gauges.iter().all(|gauge| metrics.sum(gauge, &[]) == 0.0)
-    })
+    })?;
+    scene.backend.until_no_uploads()
 }
 
 /// Peer and bucket have the same, and it is one of those that may be.

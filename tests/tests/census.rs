@@ -33,7 +33,7 @@ fn a_peer_at_rest_has_given_everything_back() -> Result<()> {
     scene.put("async", ASYNC, Payload::new(2, PIECE))?;
     scene.peer.delete(BUCKET, "sync")?;
     scene.keys("")?;
-    census.check(&scene.peer, &[scene.backend.address()])
+    census.check_scene(&scene)
 }
 
 #[test]
@@ -48,7 +48,7 @@ fn a_census_finds_a_connection_that_stays_and_an_upload_that_is_not_over() -> Re
         .metrics_until("the upload counts", PATIENCE, |samples| samples.sum("dfstore_uploads_open", &[]) > 0.0)?;
     assert!(census.look(&scene.peer, &[scene.backend.address()]).is_err());
     drop(client);
-    census.check(&scene.peer, &[scene.backend.address()])
+    census.check_scene(&scene)
 }
 
 #[test]
@@ -58,10 +58,10 @@ fn memory_stays_flat_over_ten_thousand_cancelled_requests() -> Result<()> {
     let payload = Payload::new(4, PIECE);
     scene.put("read", SYNC, payload)?;
     cancel(&scene, CANCELLED_BEFORE)?;
-    census.check(&scene.peer, &[scene.backend.address()])?;
+    census.check_scene(&scene)?;
     let before = scene.peer.process().rss_bytes()?;
     cancel(&scene, CANCELLED)?;
-    census.check(&scene.peer, &[scene.backend.address()])?;
+    census.check_scene(&scene)?;
     let after = scene.peer.process().rss_bytes()?;
     println!("{before} bytes before, {after} after");
     assert!(after < before + GROWTH_MAX, "{before} bytes before, {after} after");

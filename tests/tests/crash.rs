@@ -81,7 +81,8 @@ fn write_and_kill(choices: Choices, rounds: u64, bucket_writes: bool) -> Result<
     scene.peer.restart()?;
     let census = Census::take(&mut scene.peer)?;
     until_written_back(&mut writers, &scene)?;
-    census.check(&scene.peer, &[scene.backend.address()])
+    scene.backend.until_no_uploads()?;
+    census.check_scene(&scene)
 }
 
 /// Lets the writers work for a random time, then kills the peer under them.

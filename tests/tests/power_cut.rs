@@ -56,6 +56,7 @@ fn a_power_cut_loses_nothing_acknowledged_and_leaves_nothing_half() -> Result<()
     scene.backend.set_rules([]);
     scene.peer.restart()?;
     until_written_back(&mut writers, &scene)?;
+    scene.backend.until_no_uploads()?;
     // The disk goes away before what is mounted on it.
     scene.peer.terminate().map(drop)
 }

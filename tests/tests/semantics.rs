@@ -3,7 +3,7 @@
 use std::fs;
 
 use anyhow::{Context, Result, ensure};
-use dfstore_tests::source::{self, Source, has_word};
+use dfstore_tests::source::{self, Source};
 
 #[test]
 fn every_promise_names_tests_that_exist() -> Result<()> {
@@ -23,7 +23,32 @@ fn every_promise_names_tests_that_exist() -> Result<()> {
     Ok(())
 }
 
+/// Whether a file has this test. A suite is a file in `tests/tests/`; what begins with `peer::` or `proto::` is a file
+/// in the sources of that crate.
 fn has_test(source: &Source, suite: &str, function: &str) -> bool {
-    let path = format!("tests/tests/{}.rs", suite.replace("::", "/"));
-    source.path == path && has_word(&source.code, function)
+    let file = suite.replace("::", "/");
+    let path = match file.split_once('/') {
+        Some((member @ ("peer" | "proto"), file)) => format!("{member}/src/{file}.rs"),
+        _ => format!("tests/tests/{file}.rs"),
+    };
+    source.path == path && is_test(&source.code, function)
+}
+
+/// Whether there is a function of this name under `#[test]`.
+fn is_test(code: &str, function: &str) -> bool {
+    code.match_indices(&format!("fn {function}(")).any(|(start, _)| {
+        let attributes = code[..start].rsplit(['}', ';', '{']).next().unwrap_or_default();
+        attributes.contains("#[test]") && attributes.ends_with(char::is_whitespace)
+    })
+}
+
+#[test]
+fn a_test_is_a_function_that_is_run() {
+    let text = "fn help() {} // fn said()\n#[test]\n#[ignore = \"why\"]\nfn real() { help(); used(); }\nfn used() {}";
+    for (path, suite) in [("tests/tests/a.rs", "a"), ("tests/tests/a/b.rs", "a::b"), ("peer/src/a/b.rs", "peer::a::b")]
+    {
+        let source = Source::new(path, text);
+        assert!(has_test(&source, suite, "real") && !has_test(&source, "c", "real"));
+        assert!(["help", "said", "used", "eal", "rea"].iter().all(|name| !has_test(&source, suite, name)));
+    }
 }

@@ -1,21 +1,28 @@
 //! The write-back queue as people see and steer it, what the bucket is left with, and what becomes of a pending write
 //! when others change the object.
 
+use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Error, Result, ensure};
+use dfstore_tests::census::Census;
 use dfstore_tests::cli::Output;
 use dfstore_tests::data::Payload;
 use dfstore_tests::eventually;
 use dfstore_tests::faulty_backend::{Fault, Rule};
-use dfstore_tests::peer::PeerSpec;
+use dfstore_tests::peer::{Peer, PeerSpec};
+use dfstore_tests::s3s_server::uploads::InProgress;
 use dfstore_tests::scene::{ASYNC, BUCKET, PATIENCE, SYNC, Scene, expect};
 use http::Method;
 use serde_json::Value;
 
 const MIB: u64 = 1 << 20;
-/// Two parts of a multipart upload, and a little more.
+/// A part of a multipart upload.
+const PART: u64 = 16 * MIB;
+/// Two parts, and a little more.
 const PARTS: u64 = 33 * MIB;
+/// Write-backs that a peer with one shard runs at once, unless the bucket asks for less.
+const AT_ONCE: usize = 4;
 
 fn url(key: &str) -> String {
     format!("dfs://{BUCKET}/{key}")
@@ -42,11 +49,6 @@ fn until_dead(scene: &Scene, count: usize) -> Result<()> {
     eventually(&format!("{count} dead letters"), PATIENCE, dead)
 }
 
-fn until_no_uploads(scene: &Scene) -> Result<()> {
-    let uploads = || scene.backend.uploads();
-    eventually("no upload is left in the bucket", PATIENCE, || uploads().is_empty().then_some(()))
-}
-
 fn file_of(payload: Payload) -> Result<(tempfile::TempDir, String)> {
     let folder = dfstore_tests::dirs::temporary("file")?;
     let path = folder.path().join("file");
@@ -56,7 +58,8 @@ fn file_of(payload: Payload) -> Result<(tempfile::TempDir, String)> {
 
 #[test]
 fn what_waits_is_listed_with_its_reason_and_waited_for() -> Result<()> {
-    let scene = Scene::start()?;
+    let mut scene = Scene::start()?;
+    let census = Census::take(&mut scene.peer)?;
     scene.backend.set_down(true);
     let payload = Payload::new(1, 1000);
     for key in ["a", "b/1", "b/2"] {
@@ -88,7 +91,42 @@ fn what_waits_is_listed_with_its_reason_and_waited_for() -> Result<()> {
         ensure!(scene.has(key, payload), "{key} is not there");
     }
     assert!(queue(&scene, &[])?.is_empty());
-    Ok(())
+    census.check_scene(&scene)
+}
+
+/// The age of an entry lies between these two times.
+fn is_so_old(entry: &Value, least: Duration, most: Duration) -> bool {
+    let age = entry["age_ms"].as_u64().map(Duration::from_millis).unwrap_or(Duration::MAX);
+    // The clocks of two programs, in whole milliseconds.
+    let about = Duration::from_millis(2);
+    age + about >= least && age <= most + about
+}
+
+#[test]
+fn an_object_on_its_way_is_listed_with_its_age_and_how_much_is_sent() -> Result<()> {
+    let scene = Scene::start()?;
+    let payload = Payload::new(12, PARTS);
+    // Two parts are taken, the last one is not.
+    scene.backend.set_rules([Rule::on(Method::PUT, Fault::Hold).with_query("partNumber=3")]);
+    let began = Instant::now();
+    scene.put("large", ASYNC, payload)?;
+    let acknowledged = Instant::now();
+    let mut ages = Vec::new();
+    eventually("two parts are there", PATIENCE, || {
+        let least = acknowledged.elapsed();
+        let entry = queue(&scene, &[]).ok()?.pop()?;
+        let is_right = is_so_old(&entry, least, began.elapsed());
+        ages.push((entry["age_ms"].clone(), is_right));
+        let is_sent = entry["bytes_sent"] == 2 * PART && entry["state"] == "sending" && entry["attempts"] == 0;
+        (is_sent && ages.len() > 1).then_some(())
+    })
+    .with_context(|| format!("{:?} {:?}", queue(&scene, &[]), scene.backend.seen()))?;
+    ensure!(ages.iter().all(|(_, is_right)| *is_right) && ages[0].0 != ages[ages.len() - 1].0, "{ages:?}");
+    let people = scene.peer.dfstore(&["writeback", "ls"])?.success()?.text();
+    ensure!(people.contains("sending") && people.contains("32.00 MiB/33.00 MiB"), "{people}");
+    scene.backend.release();
+    scene.until_written_back("large", payload)?;
+    scene.peer.dfstore(&["writeback", "wait"])?.success().map(drop)
 }
 
 #[test]
@@ -197,19 +235,39 @@ fn a_poisoned_object_holds_up_no_other() -> Result<()> {
 
 #[test]
 fn a_bucket_that_asks_for_less_gets_less() -> Result<()> {
-    let scene = Scene::start()?;
+    const NAMED: Duration = Duration::from_secs(1);
+    let mut scene = Scene::start_with(|spec| spec.shards = "1".to_owned())?;
+    let census = Census::take(&mut scene.peer)?;
     let payload = Payload::new(8, 1000);
-    scene.backend.set_rules([Rule::on(Method::PUT, Fault::slow_down(Some(1))).times(4)]);
-    let began = Instant::now();
-    for number in 0..20 {
-        scene.put(&format!("slow-{number}"), ASYNC, payload)?;
-    }
+    let puts = || scene.backend.requests_of(&Method::PUT);
+    let sending = || Ok::<_, Error>(states(&scene, &[])?.iter().filter(|(_, state)| state == "sending").count());
+    let put_all = |name: &str| (0..6).try_for_each(|number| scene.put(&format!("{name}-{number}"), ASYNC, payload));
+    // As it is otherwise: so many at once.
+    scene.backend.set_rules([Rule::on(Method::PUT, Fault::Hold)]);
+    put_all("before")?;
+    eventually("as many as usual", PATIENCE, || (puts() == AT_ONCE).then_some(()))?;
+    assert_eq!(sending()?, AT_ONCE);
+    scene.backend.release();
     scene.peer.dfstore(&["writeback", "wait"])?.success()?;
-    ensure!(began.elapsed() >= Duration::from_secs(1), "the time that the bucket asked for was not kept");
-    for number in 0..20 {
-        ensure!(scene.has(&format!("slow-{number}"), payload), "{number} is not there");
-    }
-    Ok(())
+
+    let slow_down = Rule::on(Method::PUT, Fault::slow_down(Some(1))).times(1);
+    scene.backend.set_rules([slow_down, Rule::on(Method::PUT, Fault::Hold)]);
+    scene.backend.forget();
+    scene.put("refused", ASYNC, payload)?;
+    let is_refused = || queue(&scene, &[]).is_ok_and(|found| found[0]["attempts"] == 1).then_some(());
+    eventually("one is refused", PATIENCE, is_refused)?;
+    put_all("after")?;
+    eventually("half as many", PATIENCE, || (puts() == 1 + AT_ONCE / 2).then_some(()))?;
+    // Whoever may begin begins at once: those that are not on their way now have to wait.
+    assert_eq!(sending()?, AT_ONCE / 2);
+    let seen = scene.backend.seen();
+    // The peer counts in whole milliseconds.
+    let silence = seen[1].at.duration_since(seen[0].at) + Duration::from_millis(2);
+    ensure!(silence >= NAMED, "asked again after {silence:?}");
+    scene.backend.release();
+    scene.peer.dfstore(&["writeback", "wait"])?.success()?;
+    ensure!((0..6).all(|number| scene.has(&format!("after-{number}"), payload)), "one is not there");
+    census.check_scene(&scene)
 }
 
 #[test]
@@ -237,45 +295,81 @@ fn an_upload_that_serves_nobody_is_aborted() -> Result<()> {
     scene.backend.set_rules([]);
     scene.backend.set_down(false);
     scene.peer.restart()?;
-    until_no_uploads(&scene)?;
+    scene.backend.until_no_uploads()?;
     assert!(scene.backend.stored(BUCKET, "killed").is_none());
     Ok(())
 }
 
+/// Uploads of another peer, which is gone: one of this key, begun long ago, and one of another key.
+fn uploads_of_others(scene: &Scene, key: &str, other_key: &str) -> Result<Vec<InProgress>> {
+    let mut other = Peer::start_with(PeerSpec::new(&scene.bucket.endpoint))?;
+    scene.backend.set_rules([Rule::on(Method::PUT, Fault::internal_error()).with_query("partNumber")]);
+    for key in [key, other_key] {
+        let path = format!("{}?mode={ASYNC}", Scene::path(key));
+        expect(&other.request("PUT", &path, &[], &Payload::new(13, PART).bytes())?, 200);
+    }
+    let uploads = || Some(scene.backend.uploads()).filter(|uploads| uploads.len() == 2);
+    let uploads = eventually("two uploads of another peer", PATIENCE, uploads)?;
+    other.kill9()?;
+    let old = uploads.iter().find(|upload| upload.key == key).context("an upload of the key")?;
+    scene.backend.age_upload(old, Duration::from_secs(3600))?;
+    // As they are listed now.
+    Ok(scene.backend.uploads())
+}
+
 #[test]
-fn an_upload_whose_name_was_never_heard_is_found_and_aborted() -> Result<()> {
-    let scene = Scene::start()?;
+fn an_upload_whose_name_was_never_heard_is_found_and_aborted_and_no_other() -> Result<()> {
+    let mut scene = Scene::start()?;
+    let census = Census::take(&mut scene.peer)?;
+    let others = uploads_of_others(&scene, "unheard", "unheard-too")?;
     let payload = Payload::new(11, PARTS);
     scene.backend.set_rules([Rule::on(Method::POST, Fault::LoseAnswer).with_query("uploads").times(1)]);
     scene.put("unheard", ASYNC, payload)?;
     scene.until_written_back("unheard", payload)?;
-    until_no_uploads(&scene)?;
-    // One of somebody else, of another key, is left alone.
+    scene.peer.metrics_until("one upload is aborted", PATIENCE, |metrics| {
+        metrics.sum("dfstore_stray_uploads_aborted_total", &[]) > 0.0
+    })?;
+    assert_eq!(scene.backend.uploads(), others, "those of others are left alone");
     assert_eq!(scene.peer.metrics()?.sum("dfstore_stray_uploads_aborted_total", &[]), 1.0);
-    Ok(())
+    census.check_scene(&scene)
 }
 
-/// A peer that waits for the backend while others write there.
-fn contested(policy: &str) -> Result<(Scene, Payload, Payload)> {
+/// What is written while others write there as well.
+struct Contested {
+    scene: Scene,
+    ours: Payload,
+    theirs: Payload,
+}
+
+/// A peer one of whose requests (this method, this in the query) is held back until others have written. `is_known`: it
+/// replaces something.
+fn contested(policy: &str, is_known: bool, ours: Payload, held: (Method, &str)) -> Result<Contested> {
     let configure = |spec: &mut PeerSpec| spec.object_storage = format!("freshness: always\n  conflict: {policy}");
     let scene = Scene::start_with(configure)?;
-    let (ours, theirs) = (Payload::new(20, 5 * MIB), Payload::new(21, 3 * MIB));
-    scene.put("contested", SYNC, Payload::new(22, 1000))?;
-    // The first thing that the peer asks of the bucket for its write is held back until others have written.
-    let first = if policy == "overwrite" { Method::PUT } else { Method::HEAD };
-    scene.backend.set_rules([Rule::on(first.clone(), Fault::Hold).times(1)]);
+    let theirs = Payload::new(21, 3 * MIB);
+    if is_known {
+        scene.put("contested", SYNC, Payload::new(22, 1000))?;
+    }
+    let (method, query) = held;
+    scene.backend.set_rules([Rule::on(method.clone(), Fault::Hold).with_query(query).times(1)]);
     scene.backend.forget();
     scene.put("contested", ASYNC, ours)?;
-    let asked = || (scene.backend.requests_of(&first) > 0).then_some(());
+    let asked = || (scene.backend.requests_for(&method, "contested", query) > 0).then_some(());
     eventually("the peer has asked", PATIENCE, asked)?;
     scene.bucket.put("contested", &theirs.bytes())?;
     scene.backend.release();
-    Ok((scene, ours, theirs))
+    Ok(Contested { scene, ours, theirs })
+}
+
+/// Held back at the look, or, if the peer does not look, at its bytes.
+fn contested_at_first(policy: &str) -> Result<Contested> {
+    let first = if policy == "overwrite" { Method::PUT } else { Method::HEAD };
+    contested(policy, true, Payload::new(20, 5 * MIB), (first, ""))
 }
 
 #[test]
 fn a_pending_write_replaces_what_others_wrote_unless_told_otherwise() -> Result<()> {
-    let (scene, ours, _) = contested("overwrite")?;
+    let Contested { scene, ours, .. } = contested_at_first("overwrite")?;
     scene.until_written_back("contested", ours)?;
     scene.until_clean("contested")?;
     scene.read("contested", ours)?;
@@ -284,7 +378,7 @@ fn a_pending_write_replaces_what_others_wrote_unless_told_otherwise() -> Result<
 
 #[test]
 fn a_conflict_can_be_left_to_a_person() -> Result<()> {
-    let (scene, ours, theirs) = contested("fail")?;
+    let Contested { scene, ours, theirs } = contested_at_first("fail")?;
     until_dead(&scene, 1)?;
     assert!(scene.has("contested", theirs), "theirs stays");
     assert_eq!(scene.read("contested", ours)?, "pending");
@@ -298,17 +392,64 @@ fn a_conflict_can_be_left_to_a_person() -> Result<()> {
     Ok(())
 }
 
-#[test]
-fn a_conflict_can_keep_both() -> Result<()> {
-    let (scene, ours, theirs) = contested("keep-both")?;
+/// Theirs is there, and ours beside it.
+fn both_are_kept(scene: &Scene, ours: Payload, theirs: Payload) -> Result<()> {
     scene.peer.dfstore(&["writeback", "wait"])?.success()?;
     scene.read("contested", theirs)?;
     let keys = scene.keys("")?;
     let beside = keys.iter().find(|key| key.starts_with("contested.dfstore-conflict-"));
-    let beside = beside.ok_or_else(|| anyhow::anyhow!("ours is gone: {keys:?}"))?;
-    scene.read(beside, ours)?;
+    scene.read(beside.with_context(|| format!("ours is gone: {keys:?}"))?, ours)?;
     assert_eq!(scene.peer.metrics()?.sum("dfstore_writeback_conflicts_total", &[]), 1.0);
     Ok(())
+}
+
+#[test]
+fn a_conflict_can_keep_both() -> Result<()> {
+    let Contested { scene, ours, theirs } = contested_at_first("keep-both")?;
+    both_are_kept(&scene, ours, theirs)
+}
+
+/// Others write after the peer has looked, while its bytes are on their way: the write is refused by its condition.
+fn contested_after_the_look(policy: &str, is_known: bool, ours: Payload) -> Result<()> {
+    let (method, query) = if ours.length < PART { (Method::PUT, "") } else { (Method::POST, "uploadId") };
+    let Contested { scene, theirs, .. } = contested(policy, is_known, ours, (method.clone(), query))?;
+    if policy == "keep-both" {
+        both_are_kept(&scene, ours, theirs)?;
+    } else {
+        until_dead(&scene, 1)?;
+        assert_eq!(scene.read("contested", ours)?, "pending");
+    }
+    assert!(scene.has("contested", theirs), "theirs stays");
+    let mut sent = scene.backend.seen();
+    // What others write has no condition.
+    sent.retain(|seen| seen.method != Method::GET && (seen.if_match.is_some() || seen.if_none_match.is_some()));
+    ensure!(sent.len() == 1 && sent[0].is(&method, "contested", query), "sent once: {sent:?}");
+    assert_eq!(sent[0].if_match.is_some(), is_known, "{sent:?}");
+    // A person may still want it: until then its parts stay there.
+    if policy == "fail" {
+        scene.peer.dfstore(&["writeback", "drop", &url("contested")])?.success()?;
+    }
+    scene.backend.until_no_uploads()?;
+    scene.read("contested", theirs).map(drop)
+}
+
+#[test]
+fn what_others_write_after_the_look_is_a_conflict_as_well() -> Result<()> {
+    let (short, long) = (Payload::new(23, 1000), Payload::new(24, PART));
+    let cases = [
+        ("fail", true, short),
+        ("fail", false, short),
+        ("fail", true, long),
+        ("fail", false, long),
+        ("keep-both", true, short),
+    ];
+    thread::scope(|scope| {
+        let run = |case @ (policy, is_known, ours)| {
+            let play = move || contested_after_the_look(policy, is_known, ours).with_context(|| format!("{case:?}"));
+            scope.spawn(play)
+        };
+        cases.map(run).into_iter().try_for_each(|case| case.join().expect("no panic"))
+    })
 }
 
 #[test]

@@ -2,14 +2,16 @@
 
 use std::io::Write;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
+use dfstore_tests::census::Census;
 use dfstore_tests::data::Payload;
 use dfstore_tests::eventually;
 use dfstore_tests::faulty_backend::{Fault, Rule};
 use dfstore_tests::http::{Connection, multipart};
 use dfstore_tests::peer::{Peer, PeerSpec};
+use dfstore_tests::samples::Samples;
 use dfstore_tests::scene::{ASYNC, BUCKET, EPHEMERAL, PATIENCE, SYNC, Scene, expect, same};
 use http::Method;
 
@@ -297,7 +299,8 @@ fn an_object_replaced_by_others_right_after_its_write_back_is_seen() -> Result<(
 
 #[test]
 fn a_write_is_seen_only_when_it_is_complete() -> Result<()> {
-    let scene = Scene::start_with(|spec| spec.environment = dirty_limit("8MiB"))?;
+    let mut scene = Scene::start_with(|spec| spec.environment = dirty_limit("8MiB"))?;
+    let census = Census::take(&mut scene.peer)?;
     let (old, new) = (Payload::new(40, 1000), Payload::new(41, TWO_PIECES));
     scene.put("partial", EPHEMERAL, old)?;
     for _ in 0..4 {
@@ -311,7 +314,7 @@ fn a_write_is_seen_only_when_it_is_complete() -> Result<()> {
     let fits = || scene.try_put("partial", EPHEMERAL, new).is_ok_and(|answer| answer.status() == 200).then_some(());
     eventually("there is room", PATIENCE, fits)?;
     scene.read("partial", new)?;
-    Ok(())
+    census.check_scene(&scene)
 }
 
 fn dirty_limit(limit: &str) -> Vec<(String, String)> {
@@ -327,15 +330,39 @@ fn writes_beyond_the_dirty_limit_wait_and_then_get_503_while_reads_go_on() -> Re
     scene.put("first", ASYNC, piece)?;
     scene.put("second", ASYNC, piece)?;
     thread::scope(|scope| {
+        let began = Instant::now();
         let refused = scope.spawn(|| scene.try_put("third", ASYNC, piece));
         while !refused.is_finished() {
             scene.read("cached", cached)?;
             assert_eq!(scene.read("second", piece)?, "pending");
         }
         let refused = refused.join().expect("no panic")?;
+        ensure!(began.elapsed() >= Duration::from_secs(14), "it has waited {:?} only", began.elapsed());
         expect(&refused, 503);
         assert!(refused.header("retry-after").is_some() && refused.text().contains("storage.dirtyLimit"));
         Ok(())
+    })
+}
+
+#[test]
+fn a_write_beyond_the_dirty_limit_is_let_in_when_there_is_room() -> Result<()> {
+    let scene = Scene::start_with(|spec| spec.environment = dirty_limit("8MiB"))?;
+    let piece = Payload::new(43, PIECE);
+    scene.backend.set_rules([Rule::on(Method::PUT, Fault::Hold)]);
+    scene.put("first", ASYNC, piece)?;
+    scene.put("second", ASYNC, piece)?;
+    thread::scope(|scope| {
+        let third = scope.spawn(|| scene.try_put("third", ASYNC, piece));
+        let is_under_way = |metrics: &Samples| metrics.sum("dfstore_requests_in_flight", &[]) > 0.0;
+        scene.peer.metrics_until("the third one has come", PATIENCE, |metrics| {
+            third.is_finished() || is_under_way(metrics)
+        })?;
+        // A write that is let in is over in less time than all these reads take.
+        (0..20).try_for_each(|_| scene.read("second", piece).map(drop))?;
+        ensure!(!third.is_finished(), "it does not wait: {:?}", third.join().expect("no panic"));
+        scene.backend.release();
+        expect(&third.join().expect("no panic")?, 200);
+        scene.until_written_back("third", piece)
     })
 }
 

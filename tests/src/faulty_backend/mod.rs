@@ -1,19 +1,20 @@
 //! An S3 server that fails as told: s3s-fs inside this program with rules around it.
 //!
 //! A [`Rule`] says which requests (method, bucket/key prefix, part of the query), how many of them, and what goes wrong.
-//! The first rule that fits is used up by one. The server counts requests and body bytes and keeps a list of what it was asked, so that a test
-//! can say not only what the client got but also what it cost. Everything else is answered as [`crate::s3s_server`]
-//! does. Signatures are checked before and after: nothing about the request is changed.
+//! The first rule that fits is used up by one. The server counts requests and body bytes and keeps a list of what it was
+//! asked, so that a test can say not only what the client got but also what it cost. Everything else is answered as
+//! [`crate::s3s_server`] does. Signatures are checked before and after: nothing about the request is changed.
 
 mod body;
 
+use std::fs::File;
 use std::io::Read;
 use std::net::{IpAddr, Shutdown, SocketAddr, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
-use std::time::Duration;
+use std::time::{Duration, Instant, SystemTime};
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use futures_util::future::BoxFuture;
 use http::{HeaderValue, Method, Request, Response, StatusCode, header};
 use hyper::body::Incoming;
@@ -24,9 +25,10 @@ use crate::bucket::{Bucket, S3Endpoint};
 use crate::dirs;
 use crate::eventually;
 use crate::relay::LOOPBACK;
+use crate::s3s_server::uploads::InProgress;
 use crate::s3s_server::{self, Cut, FolderService, Front, Served};
 
-/// Copying some MiB takes no longer.
+/// Copying some MiB takes no longer, nor giving up an upload.
 const QUIET_WITHIN: Duration = Duration::from_secs(30);
 
 /// What goes wrong.
@@ -169,10 +171,21 @@ pub struct Seen {
     pub range: Option<String>,
     /// Its `If-Match`.
     pub if_match: Option<String>,
+    /// Its `If-None-Match`.
+    pub if_none_match: Option<String>,
     /// Its `x-amz-copy-source`, as sent.
     pub copy_source: Option<String>,
     /// Its session token.
     pub session_token: Option<String>,
+    /// When it came.
+    pub at: Instant,
+}
+
+impl Seen {
+    /// Whether it has this method, a path that ends in this key, and a query that contains this.
+    pub fn is(&self, method: &Method, key: &str, query_part: &str) -> bool {
+        self.method == method && self.path.ends_with(&format!("/{key}")) && self.query.contains(query_part)
+    }
 }
 
 /// The running server.
@@ -180,7 +193,7 @@ pub struct FaultyBackend {
     served: Served,
     untroubled: Served,
     state: Arc<State>,
-    _folder: TempDir,
+    folder: TempDir,
 }
 
 struct State {
@@ -221,7 +234,7 @@ impl FaultyBackend {
         });
         let untroubled = state.service.clone().serve()?;
         let served = Served::start_on(listen, |_| Ok(state.clone()))?;
-        Ok(FaultyBackend { served, untroubled, state, _folder: folder })
+        Ok(FaultyBackend { served, untroubled, state, folder })
     }
 
     /// Where it listens.
@@ -258,8 +271,25 @@ impl FaultyBackend {
     }
 
     /// Multipart uploads in progress.
-    pub fn uploads(&self) -> Vec<s3s_server::uploads::InProgress> {
+    pub fn uploads(&self) -> Vec<InProgress> {
         self.state.service.uploads()
+    }
+
+    /// Waits until no multipart upload is in progress; an error names those that stay.
+    pub fn until_no_uploads(&self) -> Result<()> {
+        eventually("no upload is left in the bucket", QUIET_WITHIN, || self.uploads().is_empty().then_some(()))
+            .with_context(|| format!("{:?}", self.uploads()))
+    }
+
+    /// From now on an upload counts as begun so long ago.
+    pub fn age_upload(&self, upload: &InProgress, age: Duration) -> Result<()> {
+        let file = self.folder.path().join(format!(".upload-{}.json", upload.upload_id));
+        Ok(File::options().write(true).open(file)?.set_modified(SystemTime::now() - age)?)
+    }
+
+    /// How many requests had this method, were about this key and had this in their query.
+    pub fn requests_for(&self, method: &Method, key: &str, query_part: &str) -> usize {
+        lock(&self.state.seen).iter().filter(|seen| seen.is(method, key, query_part)).count()
     }
 
     /// These rules from now on, instead of those before.
@@ -368,8 +398,10 @@ impl State {
             query: request.uri().query().unwrap_or_default().to_owned(),
             range: text(header::RANGE),
             if_match: text(header::IF_MATCH),
+            if_none_match: text(header::IF_NONE_MATCH),
             copy_source: text(header::HeaderName::from_static("x-amz-copy-source")),
             session_token: text(header::HeaderName::from_static("x-amz-security-token")),
+            at: Instant::now(),
         });
     }
 

@@ -21,6 +21,8 @@ use crate::scene::{ASYNC, PATIENCE, Scene};
 pub const PLACES: usize = 320;
 /// Every so many-th bucket of a standalone peer is `immutable`.
 const IMMUTABLE_ONE_IN: usize = 4;
+// Places come round without a shift of the classes.
+const _: () = assert!(PLACES.is_multiple_of(IMMUTABLE_ONE_IN));
 
 /// How nodes end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,6 +46,12 @@ pub enum Stage {
 /// The bucket of a place.
 pub fn bucket(place: usize) -> String {
     format!("place-{place}")
+}
+
+/// Where the history of a seed is played for the first time, and again: places whose buckets are configured alike.
+pub fn place_of(seed: u64, repeat: usize) -> usize {
+    let first = seed % PLACES as u64;
+    (usize::try_from(first).expect("a place") + repeat * IMMUTABLE_ONE_IN) % PLACES
 }
 
 impl Stage {
@@ -175,7 +183,8 @@ impl Stage {
     }
 }
 
-fn is_immutable(place: usize) -> bool {
+/// Whether a standalone peer never asks again for what it has cached of this place's bucket.
+pub fn is_immutable(place: usize) -> bool {
     place % IMMUTABLE_ONE_IN == 3
 }
 

@@ -15,7 +15,7 @@ use anyhow::{Context, Result, anyhow, bail};
 use crate::choices::{SEED_VARIABLE, is_long_run};
 use crate::model::history::{Action, History, Step};
 use crate::model::run::Play;
-use crate::model::stage::{Ending, PLACES, Stage};
+use crate::model::stage::{Ending, PLACES, Stage, place_of};
 
 const LONG_FACTOR: u64 = 10;
 /// Histories that are played at the same time; most of them wait for a disk or a backend.
@@ -90,8 +90,8 @@ impl Suite {
         let attempt = || -> Result<()> {
             let mut stage = (self.stage)()?;
             for repeat in 0..REPEATS {
-                let alone = vec![(repeat, history.clone())];
-                play_histories(&mut stage, alone, round_of(history.seed)).map_err(|failed| failed.error)?;
+                let (round, place) = replay_of(history.seed, repeat);
+                play_histories(&mut stage, vec![(place, history.clone())], round).map_err(|failed| failed.error)?;
             }
             Ok(())
         };
@@ -99,9 +99,9 @@ impl Suite {
     }
 }
 
-/// The round that a seed is played in.
-fn round_of(seed: u64) -> usize {
-    usize::try_from(seed).unwrap_or(0) / PLACES
+/// The round and the place in which a seed is played alone: whatever depends on them is as it is among others.
+fn replay_of(seed: u64, repeat: usize) -> (usize, usize) {
+    (usize::try_from(seed).unwrap_or(0) / PLACES, place_of(seed, repeat))
 }
 
 /// Histories with the places they are played in, by round.
@@ -109,7 +109,7 @@ fn rounds(count: u64) -> impl Iterator<Item = (usize, Vec<(usize, History)>)> {
     let seeds: Vec<u64> = (0..count).collect();
     let rounds: Vec<Vec<u64>> = seeds.chunks(PLACES).map(<[u64]>::to_vec).collect();
     rounds.into_iter().enumerate().map(|(number, round)| {
-        (number, round.into_iter().enumerate().map(|(place, seed)| (place, History::new(seed))).collect())
+        (number, round.into_iter().map(|seed| (place_of(seed, 0), History::new(seed))).collect())
     })
 }
 
@@ -173,4 +173,31 @@ pub fn play_steps(stage: fn() -> Result<Stage>, steps: Vec<Step>) -> Result<()> 
     assert!(steps.iter().filter(|step| step.action == Action::Restart).count() <= 1, "one restart at most");
     let suite = Suite { command: "", stage, histories: 1 };
     suite.failure_of(&History { seed: 0, steps }).map_or(Ok(()), Err)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+    use crate::model::stage::is_immutable;
+
+    #[test]
+    fn a_seed_alone_is_played_as_it_is_among_others() {
+        let (mut classes, mut seeds) = (BTreeSet::new(), 0..);
+        for (round, histories) in rounds(2 * PLACES as u64 + 7) {
+            let mut places = BTreeSet::new();
+            for (place, history) in histories {
+                assert!(places.insert(place), "two histories in place {place}");
+                assert_eq!(Some(history.seed), seeds.next());
+                for repeat in 0..REPEATS {
+                    let (alone_in, at) = replay_of(history.seed, repeat);
+                    assert_eq!((alone_in, is_immutable(at)), (round, is_immutable(place)), "seed {}", history.seed);
+                    classes.insert(is_immutable(at));
+                }
+                assert_ne!(replay_of(history.seed, 0), replay_of(history.seed, 1), "each repeat has a new bucket");
+            }
+        }
+        assert_eq!(classes.len(), 2, "both kinds of buckets are played");
+    }
 }
