@@ -373,7 +373,7 @@ pub const SWARM_READERS_MAX: usize = 1024;
 /// Pieces that one download has in flight.
 pub const SWARM_ORDERS_MAX: usize = 128;
 /// Pieces that a download has in flight before it knows how fast it is.
-pub const SWARM_ORDERS_MIN: usize = 3;
+pub const SWARM_ORDERS_MIN: usize = 6;
 /// A download has as many pieces in flight as it gets in this time: fewer leave its link idle, more come late, and a
 /// piece can be passed on only when it is complete.
 pub const SWARM_IN_FLIGHT_TIME: Duration = Duration::from_millis(250);
@@ -386,7 +386,7 @@ pub const SWARM_PARENT_ORDERS_MAX: u32 = 16;
 /// Pieces in flight from several parents together, but at least one from each.
 pub const SWARM_PARENTS_ORDERS: u32 = 4;
 /// A parent that is busy is left alone for this time.
-pub const SWARM_BUSY_PAUSE: Duration = Duration::from_millis(100);
+pub const SWARM_BUSY_PAUSE: Duration = Duration::from_millis(50);
 /// A parent that sends no byte for this long is given up.
 pub const SWARM_SILENCE_MAX: Duration = Duration::from_secs(2);
 /// An order is judged by its rate only when it is this old.

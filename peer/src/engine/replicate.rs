@@ -6,6 +6,7 @@
 //! `replicas.repairAfter`, and its rate is bounded.
 
 use std::rc::Rc;
+use std::sync::Arc;
 
 use dfstore_proto::error::ErrorCode;
 use dfstore_proto::message::{Duty, Fetch, Message, NodeRole, Publish, Recall, Standing as Verdict};
@@ -264,14 +265,34 @@ impl Owner {
                     }
                 }
                 Place::Away { homes, .. } => {
+                    self.introduce(&task, &version, &homes).await;
                     let is_wanted = homes.len() < usize::from(self.replicas_possible(version.replicas.get()));
                     let may_go = matches!(version.state.get(), TaskState::Clean | TaskState::Ephemeral);
-                    if !is_wanted && may_go && !version.is_read() {
+                    if !is_wanted && may_go && !version.pin.is_shared() {
                         self.drop_extra_copy(&task, &version).await;
                     }
                 }
                 Place::Alone => {}
             }
+        }
+    }
+
+    /// Tells the home of a version that the backend has and this seed holds, once: a home that was not here before has
+    /// never heard of it, and would keep no copy until somebody reads it.
+    async fn introduce(self: &Rc<Self>, task: &Rc<Task>, version: &Rc<Version>, homes: &[Arc<Node>]) {
+        let Some(home) = homes.first().filter(|_| version.is_clean() && version.is_durable_here()) else { return };
+        if version.home_told.borrow().as_ref() == Some(&home.id) {
+            return;
+        }
+        match self.tell_home(task, version, 0).await {
+            Ok(Some(told)) => {
+                version.home_told.replace(Some(home.id.clone()));
+                self.take_verdict(task, version, &told).await;
+                // It copies now, most likely.
+                sleep(self.context.repair.time_for(version.meta.borrow().length)).await;
+            }
+            Ok(None) => {}
+            Err(error) => tracing::debug!(%error, object = %task.target.name, "the home was not told"),
         }
     }
 
@@ -312,7 +333,7 @@ impl Owner {
             return;
         }
         let _commit = task.commit_lock.lock().await;
-        if task.is_current(version) && !version.is_read() {
+        if task.is_current(version) && !version.pin.is_shared() {
             tracing::debug!(object = %task.target.name, "an extra copy goes");
             self.supersede(task, None);
         }

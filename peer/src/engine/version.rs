@@ -6,6 +6,7 @@
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::rc::Rc;
+use std::sync::Arc;
 
 use dfstore_proto::ids::TaskId;
 use dfstore_proto::message::VersionState;
@@ -66,6 +67,8 @@ pub struct Version {
     pub durable: Cell<bool>,
     /// Whether copies of it are being made.
     pub spreading: Cell<bool>,
+    /// The home that was told of it though the backend has it: a seed that came later does not know what others hold.
+    pub home_told: RefCell<Option<Arc<str>>>,
     /// Told when a node has come to hold all of it.
     pub spread: Event,
     /// Told when a piece has come to disk, or was lost on its way there.
@@ -153,6 +156,7 @@ impl Version {
             holders: RefCell::default(),
             durable: Cell::new(false),
             spreading: Cell::new(false),
+            home_told: RefCell::default(),
             spread: Event::new(),
             stored: Event::new(),
             download: RefCell::default(),
