@@ -88,6 +88,8 @@ impl Lab {
             // An older object and a new one.
             options.capacity = format!("{}MiB", 2 * arguments.object_mib + 512);
             options.memory_budget = "128MiB".to_owned();
+            // All nodes share the cores of one machine.
+            options.shards = "1".to_owned();
         });
         let cluster = builder.start()?;
         Ok(Lab { cluster, _s3: s3, _folder: folder, backend, nodes, _network: network })
