@@ -193,7 +193,7 @@ mod tests {
         assert_eq!(one.time_for(REPAIR_BYTES_PER_SECOND), Duration::from_secs(1));
         let of_four = RepairPlan::of(None, 4);
         assert_eq!(of_four.time_for(REPAIR_BYTES_PER_SECOND), Duration::from_secs(4));
-        assert_eq!(of_four.time_for(REPAIR_BYTES_PER_SECOND / 4000), Duration::from_millis(1));
+        assert_eq!(of_four.time_for(64 << 10), Duration::from_micros(976));
         assert!(one.time_for(u64::MAX) > one.time_for(1 << 50));
     }
 }

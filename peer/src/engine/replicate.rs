@@ -289,7 +289,8 @@ impl Owner {
                 version.home_told.replace(Some(home.id.clone()));
                 self.take_verdict(task, version, &told).await;
                 // It copies now, most likely.
-                sleep(self.context.repair.time_for(version.meta.borrow().length)).await;
+                let length = version.meta.borrow().length;
+                sleep(self.context.repair.time_for(length)).await;
             }
             Ok(None) => {}
             Err(error) => tracing::debug!(%error, object = %task.target.name, "the home was not told"),
