@@ -12,14 +12,16 @@ use anyhow::{Result, ensure};
 /// Ports that this process has given out: the same one is free twice before anybody listens on it.
 static GIVEN: Mutex<BTreeSet<u16>> = Mutex::new(BTreeSet::new());
 
-/// Where ports are looked for, unless the system gives such ports to connections.
+/// Where ports are looked for: up to those that the system gives to connections, unless it gives nearly all.
 const FIRST: u16 = 10_000;
+/// See [`FIRST`].
+const FEW: u16 = 2_000;
 
-/// `count` different free TCP ports on loopback, none of which this process was given before. They are not of those that
-/// the system gives to connections: a program that is stopped and started again finds its port free.
+/// `count` different free TCP ports on loopback, none of which this process was given before. If possible they are not of
+/// those that the system gives to connections: a program that is stopped and started again finds its port free.
 pub fn free(count: usize) -> Result<Vec<u16>> {
     let mut given = GIVEN.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-    let end = first_for_connections().unwrap_or(32_768).max(FIRST + 1);
+    let end = first_for_connections().filter(|first| *first >= FIRST + FEW).unwrap_or(32_768);
     let span = u32::from(end - FIRST);
     // Other test programs begin elsewhere.
     let begin = std::process::id().wrapping_mul(7919) % span;

@@ -100,10 +100,22 @@ pub struct Wanted {
     pub urgent: bool,
     /// Only if it is here: nobody else is asked for it.
     pub local_only: bool,
-    /// Another peer asks, for whom this peer is the home: it is not sent on to one.
-    pub by_peer: bool,
+    /// For whom.
+    pub asker: Asker,
     /// Tells readers apart whose pieces are fetched ahead.
     pub reader: u64,
+}
+
+/// For whom a piece is brought.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Asker {
+    /// A reader of this peer.
+    Reader,
+    /// Another peer, for whom this peer is the home: it is not sent on to one.
+    Peer,
+    /// Nobody waits for it: a copy is made. Those who have it are waited for while they are busy, before the backend is
+    /// asked.
+    Copy,
 }
 
 /// An upload that may be fed.

@@ -19,7 +19,7 @@ use dfstore_proto::object::Source;
 use futures_util::future::{Either, select};
 
 use crate::catalog::{Change, PieceSet};
-use crate::engine::call::{PieceAnswer, Wanted};
+use crate::engine::call::{Asker, PieceAnswer, Wanted};
 use crate::engine::error::ObjectError;
 use crate::engine::owner::Owner;
 use crate::engine::request::piece_length;
@@ -53,10 +53,11 @@ impl Owner {
         if length == 0 {
             return Err(ObjectError::InvalidArgument(format!("the object has no piece {number}")));
         }
-        if wanted.by_peer {
+        let by_peer = wanted.asker == Asker::Peer;
+        if by_peer {
             version.note_remote_reader();
         }
-        let is_away = !wanted.by_peer && self.is_away(task);
+        let is_away = !by_peer && self.is_away(task);
         let answer = {
             let mut pieces = version.pieces.borrow_mut();
             match pieces.get_mut(&number) {
@@ -89,7 +90,7 @@ impl Owner {
                     let (reply, answer) = oneshot::channel();
                     pieces.insert(number, PieceState::Fetching(vec![Waiter { reply, urgent: wanted.urgent }]));
                     if !is_away {
-                        self.spawn_fetch_as_home(&version, number, slot, wanted.by_peer);
+                        self.spawn_fetch_as_home(&version, number, slot, wanted.asker);
                     }
                     answer
                 }
@@ -109,14 +110,14 @@ impl Owner {
         }
         let Some(slot) = self.context.arena.try_take(length as usize, Holder::Fetch) else { return false };
         version.pieces.borrow_mut().insert(number, PieceState::Fetching(Vec::new()));
-        self.spawn_fetch_as_home(version, number, Some(slot), true);
+        self.spawn_fetch_as_home(version, number, Some(slot), Asker::Peer);
         true
     }
 
-    fn spawn_fetch_as_home(self: &Rc<Self>, version: &Rc<Version>, number: u32, slot: Option<SlotMut>, by_peer: bool) {
+    fn spawn_fetch_as_home(self: &Rc<Self>, version: &Rc<Version>, number: u32, slot: Option<SlotMut>, asker: Asker) {
         let (owner, version) = (self.clone(), version.clone());
         spawn_local(async move {
-            let came = owner.fetch_as_home(&version, number, slot, by_peer).await;
+            let came = owner.fetch_as_home(&version, number, slot, asker).await;
             owner.deliver(&version, number, came).await;
         });
     }
@@ -158,7 +159,7 @@ impl Owner {
         version: &Version,
         number: u32,
         slot: Option<SlotMut>,
-        by_peer: bool,
+        asker: Asker,
     ) -> Result<Arrived, ObjectError> {
         let length = version.piece_length(number) as usize;
         let mut slot = match slot {
@@ -167,9 +168,10 @@ impl Owner {
         };
         let holders = self.holders_of(version, number);
         let mut lost = None;
-        // What the backend does not have is waited for when those who have it are busy sending other pieces.
-        let mut rounds_left =
-            if version.is_clean() { 1 } else { ADMISSION_TIMEOUT.as_millis() / ADMISSION_POLL.as_millis() };
+        // When those who have it are busy sending other pieces, they are waited for if the backend does not have it, or if
+        // nobody else waits.
+        let is_patient = asker == Asker::Copy || !version.is_clean();
+        let mut rounds_left = if is_patient { ADMISSION_TIMEOUT.as_millis() / ADMISSION_POLL.as_millis() } else { 1 };
         while rounds_left > 0 {
             rounds_left -= 1;
             let mut is_busy = false;
@@ -192,9 +194,9 @@ impl Owner {
             sleep(ADMISSION_POLL).await;
         }
         if version.is_clean() {
-            return match by_peer {
-                true => self.fetch_from_backend_in_turn(version, number, slot).await,
-                false => self.fetch_from_backend(version, number, slot).await,
+            return match asker {
+                Asker::Peer => self.fetch_from_backend_in_turn(version, number, slot).await,
+                Asker::Reader | Asker::Copy => self.fetch_from_backend(version, number, slot).await,
             };
         }
         let error = lost.unwrap_or_else(|| ObjectError::PeerUnavailable("nobody who is alive holds it".into()));

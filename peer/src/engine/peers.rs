@@ -4,7 +4,7 @@ use std::rc::Rc;
 
 use dfstore_proto::message::{self, Message};
 
-use crate::engine::call::{Held, Opened, Wanted};
+use crate::engine::call::{Asker, Held, Opened, Wanted};
 use crate::engine::error::ObjectError;
 use crate::engine::owner::Owner;
 use crate::engine::request::Target;
@@ -59,7 +59,7 @@ pub fn wanted_by_peer(asked: &message::Fetch) -> Wanted {
         end: asked.number.saturating_add(1),
         urgent: true,
         local_only: asked.local_only,
-        by_peer: true,
+        asker: Asker::Peer,
         reader: 0,
     }
 }

@@ -17,7 +17,7 @@ use futures_util::stream::FuturesOrdered;
 use futures_util::{StreamExt, poll};
 
 use crate::engine::Engine;
-use crate::engine::call::{Opened, PieceAnswer, Wanted};
+use crate::engine::call::{Asker, Opened, PieceAnswer, Wanted};
 use crate::engine::error::ObjectError;
 use crate::engine::fetch::busy;
 use crate::engine::peers::wanted_by_peer;
@@ -206,7 +206,7 @@ impl PieceStream {
     }
 
     fn want(&self, number: u32, urgent: bool) -> Wanted {
-        Wanted { number, end: self.end_piece, urgent, local_only: false, by_peer: false, reader: self.id }
+        Wanted { number, end: self.end_piece, urgent, local_only: false, asker: Asker::Reader, reader: self.id }
     }
 
     /// The part of piece `number` that lies in the range.

@@ -13,7 +13,7 @@ use dfstore_proto::message::{Duty, Fetch, Message, NodeRole, Publish, Recall, St
 use futures_util::StreamExt;
 
 use crate::catalog::{Durability, TaskState};
-use crate::engine::call::{Wanted, WrittenPiece};
+use crate::engine::call::{Asker, Wanted, WrittenPiece};
 use crate::engine::cluster::{Cluster, Place};
 use crate::engine::error::ObjectError;
 use crate::engine::fetch::{arrived, busy, sized, source_of};
@@ -144,7 +144,7 @@ impl Owner {
         let window = if self.is_away(&version.task) { 1 } else { COPY_WINDOW_PIECES };
         let reader = self.context.unique_id();
         let fetches = missing.iter().map(|&number| {
-            let wanted = Wanted { number, end, urgent: true, local_only: false, by_peer: false, reader };
+            let wanted = Wanted { number, end, urgent: true, local_only: false, asker: Asker::Copy, reader };
             self.bring(version, wanted)
         });
         let mut fetches = futures_util::stream::iter(fetches).buffer_unordered(window);
