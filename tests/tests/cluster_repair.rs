@@ -103,7 +103,6 @@ fn emptied_and_filled(decides: bool) -> Result<()> {
     }
     objects.iter().try_for_each(|(key, _)| until_on_its_homes(&cluster, key))?;
     until_nothing_is_owed(&cluster)?;
-    cluster.backend.forget();
     cluster[EMPTIED].kill9()?;
     cluster[EMPTIED].wipe()?;
     cluster[EMPTIED].restart_in_place()?;
@@ -115,7 +114,6 @@ fn emptied_and_filled(decides: bool) -> Result<()> {
     ensure!(objects.iter().any(|(key, _)| is_mine(key)), "nothing to fill it with");
     objects.iter().try_for_each(|(key, _)| until_on_its_homes(&cluster, key))?;
     objects.iter().try_for_each(|(key, payload)| cluster[EMPTIED].read(key, *payload).map(drop))?;
-    ensure!(cluster.backend.traffic().sent == 0, "what other seeds hold is read from the bucket");
     Ok(())
 }
 
