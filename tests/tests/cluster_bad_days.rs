@@ -52,6 +52,17 @@ fn readers_finish_though_the_home_is_killed_in_the_middle() -> Result<()> {
     cluster.until_complete()
 }
 
+/// The bucket takes writes again: it gets the object, once, and this node knows.
+fn sent_once(cluster: &Cluster, by: usize, key: &str, payload: Payload) -> Result<()> {
+    cluster.backend.forget();
+    cluster.faulty()?.set_rules([]);
+    let stored = || cluster.faulty().ok()?.stored(BUCKET, key).filter(|bytes| same(bytes, payload));
+    eventually("the bucket has it", PATIENCE, stored)?;
+    cluster[by].until_clean(key)?;
+    assert_eq!(cluster.faulty()?.requests_of(&Method::PUT), 1);
+    Ok(())
+}
+
 #[test]
 fn the_bucket_gets_an_object_once_though_its_writer_is_killed() -> Result<()> {
     let mut cluster = Cluster::builder().seeds(2).peers(2).start()?;
@@ -59,12 +70,7 @@ fn the_bucket_gets_an_object_once_though_its_writer_is_killed() -> Result<()> {
     let payload = Payload::new(2, 2 * PIECE + 3);
     cluster[2].put_with_ack("orphan", ASYNC, payload, "peers:2")?;
     cluster[2].kill9()?;
-    cluster.backend.forget();
-    cluster.faulty()?.set_rules([]);
-    let stored = || cluster.faulty().ok()?.stored(BUCKET, "orphan").filter(|bytes| same(bytes, payload));
-    eventually("the bucket has it", PATIENCE, stored)?;
-    cluster[SEED].until_clean("orphan")?;
-    assert_eq!(cluster.faulty()?.requests_of(&Method::PUT), 1);
+    sent_once(&cluster, SEED, "orphan", payload)?;
     cluster[2].restart_in_place()?;
     cluster.until_complete()?;
     cluster[2].until_clean("orphan")?;
@@ -86,12 +92,7 @@ fn the_witness_sends_it_once_though_home_and_writer_are_killed() -> Result<()> {
     for dead in [home, WRITER] {
         cluster[dead].kill9()?;
     }
-    cluster.backend.forget();
-    cluster.faulty()?.set_rules([]);
-    let stored = || cluster.faulty().ok()?.stored(BUCKET, "inherited").filter(|bytes| same(bytes, payload));
-    eventually("the bucket has it", PATIENCE, stored)?;
-    cluster[witness].until_clean("inherited")?;
-    assert_eq!(cluster.faulty()?.requests_of(&Method::PUT), 1);
+    sent_once(&cluster, witness, "inherited", payload)?;
     for dead in [home, WRITER] {
         cluster[dead].restart_in_place()?;
     }
