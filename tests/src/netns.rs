@@ -14,6 +14,7 @@ use std::path::Path;
 use std::process::{self, Command};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 
@@ -29,25 +30,38 @@ const BURST_BYTES_MIN: u64 = 256 << 10;
 /// Congestion control of all hosts, whatever the default of this machine is: one that goes by loss. BBR takes the delay of
 /// an empty way for that of the way, and keeps too little in flight where data and acknowledgements share a shaper's queue.
 const CONGESTION: &str = "reno";
-/// Packets that would wait longer are dropped, as a switch does.
-const QUEUE_LATENCY: &str = "50ms";
+/// How long packets wait where nothing else is said.
+const QUEUE: Duration = Duration::from_millis(50);
 
 static NEXT: AtomicU32 = AtomicU32::new(0);
 
 /// Speed of a link, in bits per second; `None` for no bound.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Shape {
     /// What leaves the namespace.
     pub egress: Option<u64>,
     /// What enters it.
     pub ingress: Option<u64>,
+    /// Packets that would wait longer in front of a bounded link are dropped, as a switch does.
+    pub queue: Duration,
+}
+
+impl Default for Shape {
+    fn default() -> Shape {
+        Shape { egress: None, ingress: None, queue: QUEUE }
+    }
 }
 
 impl Shape {
     /// The same speed both ways.
     pub fn both(megabits_per_second: u64) -> Shape {
         let bits = Some(megabits_per_second * 1_000_000);
-        Shape { egress: bits, ingress: bits }
+        Shape { egress: bits, ingress: bits, ..Shape::default() }
+    }
+
+    /// With queues that hold this much.
+    pub fn queue(self, queue: Duration) -> Shape {
+        Shape { queue, ..self }
     }
 }
 
@@ -187,7 +201,7 @@ impl Namespace {
                 Some(bits) => {
                     let burst = (bits / 8 * BURST_MILLISECONDS / 1000).max(BURST_BYTES_MIN);
                     command.args(["tbf", "rate", &format!("{bits}bit"), "burst", &format!("{burst}b")]);
-                    command.args(["latency", QUEUE_LATENCY])
+                    command.args(["latency", &format!("{}us", shape.queue.as_micros())])
                 }
             };
             run(command)?;

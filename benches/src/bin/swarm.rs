@@ -38,6 +38,9 @@ struct Arguments {
     /// Link of each node, both ways, in Mbit/s.
     #[arg(long, default_value_t = 200, value_parser = clap::value_parser!(u64).range(1..=100_000))]
     link_mbit: u64,
+    /// How long packets may wait in front of each link before they are dropped, in milliseconds.
+    #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u64).range(1..=1000))]
+    queue_ms: u64,
     /// Link of the backend while peers read, in Mbit/s: not the bottleneck.
     #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u64).range(1..=100_000))]
     backend_mbit: u64,
@@ -73,11 +76,17 @@ struct Lab {
     _network: Network,
 }
 
+impl Arguments {
+    fn link(&self, megabits: u64) -> Shape {
+        Shape::both(megabits).queue(Duration::from_millis(self.queue_ms))
+    }
+}
+
 impl Lab {
     fn start(arguments: Arguments) -> Result<Lab> {
         let mut network = Network::start()?;
-        let backend = network.add(Shape::both(arguments.backend_mbit))?;
-        let add = |_| network.add(Shape::both(arguments.link_mbit));
+        let backend = network.add(arguments.link(arguments.backend_mbit))?;
+        let add = |_| network.add(arguments.link(arguments.link_mbit));
         let nodes = (0..=arguments.peers).map(add).collect::<Result<Vec<_>>>()?;
         let folder = dirs::temporary("swarm")?;
         let s3 = FolderS3::start(folder.path(), backend.address().into(), Some(backend.name()))?;
@@ -126,8 +135,11 @@ fn run(arguments: Arguments) -> Result<()> {
         ensure_built(program)?;
     }
     let lab = Lab::start(arguments)?;
-    let Arguments { peers, object_mib, link_mbit, backend_mbit, .. } = arguments;
-    println!("{peers} peers and a seed at {link_mbit} Mbit/s each, backend at {backend_mbit} Mbit/s, {object_mib} MiB");
+    let Arguments { peers, object_mib, link_mbit, backend_mbit, queue_ms, .. } = arguments;
+    println!(
+        "{peers} peers and a seed at {link_mbit} Mbit/s each, backend at {backend_mbit} Mbit/s, queues of {queue_ms} ms, \
+         {object_mib} MiB"
+    );
     for number in 1..=arguments.runs {
         swarm(&lab, arguments, number)?;
     }
@@ -152,7 +164,7 @@ fn swarm(lab: &Lab, arguments: Arguments, number: u32) -> Result<()> {
 
 fn star(lab: &Lab, arguments: Arguments) -> Result<()> {
     let length = arguments.object_mib << 20;
-    lab.backend.shape(Shape::both(arguments.link_mbit))?;
+    lab.backend.shape(arguments.link(arguments.link_mbit))?;
     let bound = star_bound(length, arguments.peers.into(), arguments.link_mbit * 1_000_000);
     let times = read_at_once(&lab.at_backend(&key(1)), length, patience(bound))?;
     print_times("star", times, bound);
