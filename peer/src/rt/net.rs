@@ -107,7 +107,7 @@ impl Listener {
     pub async fn accept_until(self, stop: impl Future<Output = ()>, mut accepted: impl FnMut(Connection)) {
         let mut stop = std::pin::pin!(stop);
         let mut accept = std::pin::pin!(self.listener.accept());
-        let mut stopped = false;
+        let (mut stopped, mut fails) = (false, false);
         loop {
             // An accept is never dropped while it runs: one that completes then would leave a connection that nobody
             // serves and nobody closes (monoio 0.2.4). Shut down, the listener ends it.
@@ -124,10 +124,16 @@ impl Listener {
                 }
             };
             match result {
-                Ok((stream, remote)) => accepted(Connection::new(stream, remote, Some(self.door))),
+                Ok((stream, remote)) => {
+                    fails = false;
+                    accepted(Connection::new(stream, remote, Some(self.door)));
+                }
                 Err(_) if stopped => {}
                 Err(error) => {
-                    tracing::warn!(%error, "cannot accept connections");
+                    if !fails {
+                        tracing::warn!(%error, door = ?self.door, "cannot accept connections: trying until it works");
+                    }
+                    fails = true;
                     sleep(ACCEPT_RETRY_DELAY).await;
                 }
             }
