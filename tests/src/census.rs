@@ -13,7 +13,7 @@ use anyhow::{Context, Result, bail, ensure};
 
 use crate::eventually;
 use crate::peer::Peer;
-use crate::scene::{PATIENCE, Scene};
+use crate::scene::PATIENCE;
 
 /// Connections to the backend that a peer may keep.
 const BACKEND_CONNECTIONS_MAX: usize = 64;
@@ -30,12 +30,11 @@ const ZERO_AT_REST: [&str; 9] = [
     "dfstore_store_poisoned",
 ];
 
-/// What was open at the start.
+/// What was open at the start. Holds for later lives of the process as well.
 #[derive(Clone, Debug)]
 pub struct Census {
     /// Number of descriptors by kind; no piece files, no connections.
     fixed: BTreeMap<String, usize>,
-    pid: u32,
 }
 
 /// Descriptors of a process.
@@ -48,14 +47,13 @@ struct Open {
 
 impl Census {
     /// Notes what a peer has open. To be called when it has started and nobody has asked for an object.
-    pub fn take(peer: &mut Peer) -> Result<Census> {
+    pub fn take(peer: &Peer) -> Result<Census> {
         // A listing asks every shard: then all of them have begun. What the bucket says does not matter.
         peer.request("GET", "/buckets/census/metadatas", &[], b"")?;
-        let pid = peer.process().pid();
-        let mut fixed = open(pid)?.fixed;
+        let mut fixed = open(peer.pid())?.fixed;
         // One that is about to be connected, or has just been closed.
         fixed.remove(LOOSE_SOCKET);
-        Ok(Census { fixed, pid })
+        Ok(Census { fixed })
     }
 
     /// Waits until nothing but what may stay is left. `own` are addresses of the backend and of the cluster.
@@ -68,11 +66,6 @@ impl Census {
             (Err(late), Some(error)) => Err(error.context(late)),
             (rests, _) => rests,
         }
-    }
-
-    /// As [`check`](Self::check), for a scene: one peer in front of one backend.
-    pub fn check_scene(&self, scene: &Scene) -> Result<()> {
-        self.check(&scene.peer, &[scene.backend.address()])
     }
 
     /// Whether that is so now; an error names what is not given back.
@@ -88,7 +81,7 @@ impl Census {
         ensure!(clients == 0.0, "{clients} connections of clients are open");
         let (used, cached) = (samples.sum("dfstore_store_used_bytes", &[]), samples.sum("dfstore_cache_bytes", &[]));
         ensure!(used == cached, "{used} bytes of blocks are in use for {cached} bytes of pieces");
-        let now = open(self.pid)?;
+        let now = open(peer.pid())?;
         let kinds = now.fixed.keys().chain(self.fixed.keys());
         let other = kinds.filter(|kind| now.fixed.get(*kind) != self.fixed.get(*kind));
         let other: BTreeMap<_, _> = other.map(|kind| (kind, (self.fixed.get(kind), now.fixed.get(kind)))).collect();
@@ -144,6 +137,8 @@ fn open(pid: u32) -> Result<Open> {
                 open.connections.push((*here, *there));
                 continue;
             }
+            // Each life of the process has a log of its own.
+            None if target.ends_with(".log") => "log".to_owned(),
             None => without_number(&target),
             Some(Some(Socket::Listens)) => "socket that listens".to_owned(),
             Some(Some(Socket::Other)) => "socket of another kind".to_owned(),

@@ -178,6 +178,11 @@ impl Peer {
         &mut self.process
     }
 
+    /// The process's id.
+    pub fn pid(&self) -> u32 {
+        self.process.pid()
+    }
+
     /// Where the object API (and the native protocol) listens.
     pub fn address(&self) -> SocketAddr {
         self.addresses.api

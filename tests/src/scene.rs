@@ -12,6 +12,7 @@ use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
 use crate::bucket::Bucket;
+use crate::census::Census;
 use crate::data::Payload;
 use crate::faulty_backend::FaultyBackend;
 use crate::http::Response;
@@ -38,6 +39,8 @@ pub struct Scene {
     pub backend: FaultyBackend,
     /// The bucket, behind the peer's back.
     pub bucket: Bucket,
+    /// What the peer had open at its start.
+    pub census: Census,
 }
 
 impl Scene {
@@ -52,9 +55,20 @@ impl Scene {
         let bucket = backend.bucket(BUCKET)?;
         let mut spec = PeerSpec::new(&bucket.endpoint);
         change(&mut spec);
-        let peer = Peer::start_with(spec)?;
-        backend.forget();
-        Ok(Scene { peer, backend, bucket })
+        let scene = Scene::of(Peer::start_with(spec)?, backend, bucket)?;
+        scene.backend.forget();
+        Ok(scene)
+    }
+
+    /// Of what has been started.
+    pub fn of(peer: Peer, backend: FaultyBackend, bucket: Bucket) -> Result<Scene> {
+        let census = Census::take(&peer)?;
+        Ok(Scene { peer, backend, bucket, census })
+    }
+
+    /// Waits until the peer has given back whatever it took for the requests so far.
+    pub fn rests(&self) -> Result<()> {
+        self.census.check(&self.peer, &[self.backend.address()])
     }
 
     /// The path of an object; the key goes in as it is.

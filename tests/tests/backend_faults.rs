@@ -58,7 +58,7 @@ fn a_read_that_the_backend_spoils_is_a_clear_error_and_leaves_nothing() -> Resul
     for (key, _, _) in faults() {
         assert_eq!(scene.read(key, payload)?, "backend", "{key}: nothing of it was kept");
     }
-    Ok(())
+    scene.rests()
 }
 
 #[test]
@@ -78,7 +78,7 @@ fn a_read_that_fails_half_way_breaks_off_and_keeps_what_is_verified() -> Result<
     scene.backend.forget();
     scene.read("half", payload)?;
     assert_eq!(scene.backend.bytes_sent(), TWO_PIECES - PIECE, "only the missing piece");
-    Ok(())
+    scene.rests()
 }
 
 #[test]
@@ -100,7 +100,7 @@ fn faults_that_pass_at_once_are_not_seen_by_the_client() -> Result<()> {
     scene.backend.set_rules([Rule::on(Method::GET, Fault::BodyTrickles(1000, Duration::from_millis(3)))]);
     scene.place("trickling", short)?;
     scene.read("trickling", short)?;
-    Ok(())
+    scene.rests()
 }
 
 #[test]
@@ -125,7 +125,7 @@ fn the_head_of_an_object_fails_as_clearly_as_its_body() -> Result<()> {
     expect(&list, 504);
     scene.backend.set_rules([]);
     assert_eq!(scene.read("k", payload)?, "backend");
-    Ok(())
+    scene.rests()
 }
 
 #[test]
@@ -161,6 +161,7 @@ fn an_object_that_hangs_holds_up_no_other() -> Result<()> {
     scene.until_clean("quick")?;
     drop(waiting);
     scene.backend.set_rules([]);
+    // What hangs is given up only after its time limit.
     Ok(())
 }
 
@@ -184,7 +185,7 @@ fn a_write_back_survives_every_fault_that_heals() -> Result<()> {
         scene.read(&key, *payload)?;
     }
     assert_eq!(scene.peer.metrics()?.sum("dfstore_writeback_attempts_total", &[("outcome", "error")]), 4.0);
-    Ok(())
+    scene.rests()
 }
 
 /// The answer to what made the object is lost: that the bucket has it is seen by a look, and it is not sent again.

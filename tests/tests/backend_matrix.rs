@@ -193,17 +193,11 @@ fn under_every_fault_each_request_is_right_or_clear_and_all_ends_well() -> Resul
 }
 
 fn at_rest(scene: &Scene) -> Result<()> {
-    scene.peer.metrics_until("everything is at rest", PATIENCE, |metrics| {
-        let gauges = [
-            "dfstore_writeback_queue",
-            "dfstore_writeback_dead_letters",
-            "dfstore_dirty_bytes",
-            "dfstore_arena_held_bytes",
-            "dfstore_requests_in_flight",
-            "dfstore_backend_requests_in_flight",
-        ];
+    scene.peer.metrics_until("everything is in the bucket", PATIENCE, |metrics| {
+        let gauges = ["dfstore_writeback_queue", "dfstore_writeback_dead_letters", "dfstore_dirty_bytes"];
         metrics.sum("dfstore_cache_tasks", &[]) > 0.0 && gauges.iter().all(|gauge| metrics.sum(gauge, &[]) == 0.0)
     })?;
+    scene.rests()?;
     scene.backend.until_no_uploads()
 }
 

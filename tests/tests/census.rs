@@ -5,7 +5,6 @@ use std::net::Shutdown;
 use std::thread;
 
 use anyhow::{Result, anyhow};
-use dfstore_tests::census::Census;
 use dfstore_tests::data::Payload;
 use dfstore_tests::http::Connection;
 use dfstore_tests::scene::{ASYNC, BUCKET, EPHEMERAL, PATIENCE, SYNC, Scene};
@@ -21,8 +20,7 @@ const GROWTH_MAX: u64 = 16 << 20;
 
 #[test]
 fn a_peer_at_rest_has_given_everything_back() -> Result<()> {
-    let mut scene = Scene::start()?;
-    let census = Census::take(&mut scene.peer)?;
+    let scene = Scene::start()?;
     let payload = Payload::new(1, 2 * PIECE + 5);
     scene.place("clean", payload)?;
     scene.read("clean", payload)?;
@@ -33,35 +31,34 @@ fn a_peer_at_rest_has_given_everything_back() -> Result<()> {
     scene.put("async", ASYNC, Payload::new(2, PIECE))?;
     scene.peer.delete(BUCKET, "sync")?;
     scene.keys("")?;
-    census.check_scene(&scene)
+    scene.rests()
 }
 
 #[test]
 fn a_census_finds_a_connection_that_stays_and_an_upload_that_is_not_over() -> Result<()> {
-    let mut scene = Scene::start()?;
-    let census = Census::take(&mut scene.peer)?;
+    let scene = Scene::start()?;
     let mut client = Connection::open(scene.peer.address())?;
     client.send_head("PUT", &Scene::path("half"), &[], 2 * PIECE)?;
     client.send(&Payload::new(3, PIECE).bytes())?;
     scene
         .peer
         .metrics_until("the upload counts", PATIENCE, |samples| samples.sum("dfstore_uploads_open", &[]) > 0.0)?;
-    assert!(census.look(&scene.peer, &[scene.backend.address()]).is_err());
+    assert_eq!(scene.peer.metrics()?.sum("dfstore_connections", &[("face", "http")]), 1.0);
+    assert!(scene.census.look(&scene.peer, &[scene.backend.address()]).is_err());
     drop(client);
-    census.check_scene(&scene)
+    scene.rests()
 }
 
 #[test]
 fn memory_stays_flat_over_ten_thousand_cancelled_requests() -> Result<()> {
     let mut scene = Scene::start()?;
-    let census = Census::take(&mut scene.peer)?;
     let payload = Payload::new(4, PIECE);
     scene.put("read", SYNC, payload)?;
     cancel(&scene, CANCELLED_BEFORE)?;
-    census.check_scene(&scene)?;
+    scene.rests()?;
     let before = scene.peer.process().rss_bytes()?;
     cancel(&scene, CANCELLED)?;
-    census.check_scene(&scene)?;
+    scene.rests()?;
     let after = scene.peer.process().rss_bytes()?;
     println!("{before} bytes before, {after} after");
     assert!(after < before + GROWTH_MAX, "{before} bytes before, {after} after");

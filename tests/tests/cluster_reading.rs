@@ -196,9 +196,8 @@ fn a_missing_object_is_missing_everywhere_until_it_is_written() -> Result<()> {
 
 #[test]
 fn nodes_end_with_nothing_in_flight() -> Result<()> {
-    let mut cluster = Cluster::builder().peers(2).start()?;
-    let taken: Vec<Census> =
-        cluster.nodes_mut().iter_mut().map(|node| Census::take(node.peer_mut())).collect::<Result<_>>()?;
+    let cluster = Cluster::builder().peers(2).start()?;
+    let taken: Vec<Census> = cluster.nodes().iter().map(|node| Census::take(node.peer())).collect::<Result<_>>()?;
     let payload = Payload::new(10, 5 * PIECE);
     place(&cluster, "counted", payload)?;
     cluster.read_at_once(&[0, 1, 2], "counted", payload)?;

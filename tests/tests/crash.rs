@@ -9,7 +9,6 @@ use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use dfstore_tests::census::Census;
 use dfstore_tests::choices::{Choices, rounds, seed};
 use dfstore_tests::faulty_backend::{Fault, Rule};
 use dfstore_tests::mixed_load::{Kinds, Writer, place_remote_objects, until_written_back, work_until};
@@ -79,10 +78,9 @@ fn write_and_kill(choices: Choices, rounds: u64, bucket_writes: bool) -> Result<
     scene.backend.set_rules([]);
     // The pauses between attempts have grown; a start begins with one.
     scene.peer.restart()?;
-    let census = Census::take(&mut scene.peer)?;
     until_written_back(&mut writers, &scene)?;
     scene.backend.until_no_uploads()?;
-    census.check_scene(&scene)
+    scene.rests()
 }
 
 /// Lets the writers work for a random time, then kills the peer under them.

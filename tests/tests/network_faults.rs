@@ -98,10 +98,7 @@ fn all(cases: Vec<WireRule>, run: impl Fn(WireRule) -> Result<Result<()>> + Sync
 /// Nothing is left of all that, and the peer serves.
 fn healthy(scene: &Scene) -> Result<()> {
     right(&scene.get("read")?, READ)?;
-    scene.peer.metrics_until("everything is at rest", PATIENCE * 2, |metrics| {
-        let gauges = ["dfstore_arena_held_bytes", "dfstore_requests_in_flight", "dfstore_connections"];
-        gauges.iter().all(|gauge| metrics.sum(gauge, &[]) == 0.0)
-    })
+    scene.rests()
 }
 
 #[test]

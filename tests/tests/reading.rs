@@ -30,7 +30,7 @@ fn a_piece_is_fetched_once_however_many_ask_at_once() -> Result<()> {
     assert_eq!(scene.backend.requests_of(&Method::GET), 10, "one per piece");
     assert_eq!(scene.backend.requests_of(&Method::HEAD), 1);
     assert!(scene.peer.metrics()?.sum("dfstore_fetches_joined_total", &[]) > 0.0);
-    Ok(())
+    scene.rests()
 }
 
 /// Reads an object as it arrives and compares it, without keeping it.
@@ -64,7 +64,7 @@ fn a_range_fetches_only_the_pieces_it_needs() -> Result<()> {
     let head = scene.ask("HEAD", "ranged", &[("Range", "bytes=0-9")])?;
     expect(&head, 200);
     assert_eq!(scene.backend.bytes_sent(), 2 * PIECE, "a HEAD fetches nothing");
-    Ok(())
+    scene.rests()
 }
 
 #[test]
@@ -93,7 +93,7 @@ fn every_answer_says_where_it_came_from() -> Result<()> {
     let asked = scene.ask("GET", "remote", &[("Cache-Control", "no-cache")])?;
     assert_eq!(right(&asked, payload)?, "local", "confirmed, so no longer stale");
     expect(&scene.get("never-seen")?, 404);
-    Ok(())
+    scene.rests()
 }
 
 #[test]
@@ -113,7 +113,7 @@ fn served_bytes_are_counted_once_by_their_source() -> Result<()> {
     assert!(served("local") >= length + 100.0 && served("backend") >= PIECE as f64);
     assert_eq!(metrics.sum("dfstore_served_bytes_total", &[]), 2.0 * length + 100.0);
     assert_eq!(metrics.sum("dfstore_backend_received_bytes_total", &[]), length);
-    Ok(())
+    scene.rests()
 }
 
 #[test]
@@ -154,7 +154,7 @@ fn an_object_is_checked_as_often_as_its_bucket_says() -> Result<()> {
         assert_eq!(read(bucket, &[("Cache-Control", "no-cache")])?, "new");
     }
     assert_eq!(scene.backend.requests_of(&Method::HEAD), 2, "one HEAD each");
-    Ok(())
+    scene.rests()
 }
 
 #[test]
@@ -179,7 +179,7 @@ fn an_answer_that_nobody_waited_for_is_not_taken_for_a_new_one() -> Result<()> {
     eventually("the backend answers", PATIENCE, arrived)?;
     scene.bucket.put("left", &new.bytes())?;
     scene.read("left", new)?;
-    Ok(())
+    scene.rests()
 }
 
 #[test]
@@ -211,7 +211,7 @@ fn an_object_that_was_deleted_elsewhere_is_gone_at_the_next_check() -> Result<()
     expect(&scene.get("brief")?, 404);
     scene.place("brief", payload)?;
     assert_eq!(scene.read("brief", payload)?, "backend", "absence is not remembered");
-    Ok(())
+    scene.rests()
 }
 
 #[test]
@@ -229,7 +229,7 @@ fn a_range_is_of_one_version_even_if_pieces_of_the_old_one_are_here() -> Result<
     scene.read("replaced", new)?;
     let seen = scene.backend.seen();
     assert!(seen.iter().filter(|seen| seen.range.is_some()).all(|seen| seen.if_match.is_some()));
-    Ok(())
+    scene.rests()
 }
 
 #[test]
@@ -250,7 +250,7 @@ fn a_range_over_an_old_piece_and_a_missing_one_breaks_off_instead_of_mixing() ->
         body.len()
     );
     scene.read_range("half", new, PIECE - 4..PIECE + 7)?;
-    Ok(())
+    scene.rests()
 }
 
 #[test]
@@ -273,7 +273,7 @@ fn a_reader_overtaken_by_a_new_version_gets_no_byte_of_it() -> Result<()> {
     assert!(body.len() as u64 >= PIECE && old.first_difference(0, &body).is_none(), "{} bytes", body.len());
     scene.backend.set_rules([]);
     scene.read("changing", new)?;
-    Ok(())
+    scene.rests()
 }
 
 #[test]
@@ -289,7 +289,8 @@ fn a_version_being_read_stays_whole_when_it_is_replaced_here() -> Result<()> {
     let mut body = Vec::new();
     connection.read_body(&head, |bytes| body.extend_from_slice(bytes)).context("the whole old version")?;
     assert!(same(&body, old));
-    Ok(())
+    drop(connection);
+    scene.rests()
 }
 
 #[test]
@@ -306,5 +307,6 @@ fn one_connection_reads_cold_objects_of_all_shards() -> Result<()> {
             right(&answer, payload(number)).with_context(|| format!("object {number}"))?;
         }
     }
-    Ok(())
+    drop(connection);
+    scene.rests()
 }

@@ -5,7 +5,6 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Error, Result, ensure};
-use dfstore_tests::census::Census;
 use dfstore_tests::cli::Output;
 use dfstore_tests::data::Payload;
 use dfstore_tests::eventually;
@@ -58,8 +57,7 @@ fn file_of(payload: Payload) -> Result<(tempfile::TempDir, String)> {
 
 #[test]
 fn what_waits_is_listed_with_its_reason_and_waited_for() -> Result<()> {
-    let mut scene = Scene::start()?;
-    let census = Census::take(&mut scene.peer)?;
+    let scene = Scene::start()?;
     scene.backend.set_down(true);
     let payload = Payload::new(1, 1000);
     for key in ["a", "b/1", "b/2"] {
@@ -91,7 +89,7 @@ fn what_waits_is_listed_with_its_reason_and_waited_for() -> Result<()> {
         ensure!(scene.has(key, payload), "{key} is not there");
     }
     assert!(queue(&scene, &[])?.is_empty());
-    census.check_scene(&scene)
+    scene.rests()
 }
 
 /// The age of an entry lies between these two times.
@@ -236,8 +234,7 @@ fn a_poisoned_object_holds_up_no_other() -> Result<()> {
 #[test]
 fn a_bucket_that_asks_for_less_gets_less() -> Result<()> {
     const NAMED: Duration = Duration::from_secs(1);
-    let mut scene = Scene::start_with(|spec| spec.shards = "1".to_owned())?;
-    let census = Census::take(&mut scene.peer)?;
+    let scene = Scene::start_with(|spec| spec.shards = "1".to_owned())?;
     let payload = Payload::new(8, 1000);
     let puts = || scene.backend.requests_of(&Method::PUT);
     let sending = || Ok::<_, Error>(states(&scene, &[])?.iter().filter(|(_, state)| state == "sending").count());
@@ -267,7 +264,7 @@ fn a_bucket_that_asks_for_less_gets_less() -> Result<()> {
     scene.backend.release();
     scene.peer.dfstore(&["writeback", "wait"])?.success()?;
     ensure!((0..6).all(|number| scene.has(&format!("after-{number}"), payload)), "one is not there");
-    census.check_scene(&scene)
+    scene.rests()
 }
 
 #[test]
@@ -319,8 +316,7 @@ fn uploads_of_others(scene: &Scene, key: &str, other_key: &str) -> Result<Vec<In
 
 #[test]
 fn an_upload_whose_name_was_never_heard_is_found_and_aborted_and_no_other() -> Result<()> {
-    let mut scene = Scene::start()?;
-    let census = Census::take(&mut scene.peer)?;
+    let scene = Scene::start()?;
     let others = uploads_of_others(&scene, "unheard", "unheard-too")?;
     let payload = Payload::new(11, PARTS);
     scene.backend.set_rules([Rule::on(Method::POST, Fault::LoseAnswer).with_query("uploads").times(1)]);
@@ -331,7 +327,7 @@ fn an_upload_whose_name_was_never_heard_is_found_and_aborted_and_no_other() -> R
     })?;
     assert_eq!(scene.backend.uploads(), others, "those of others are left alone");
     assert_eq!(scene.peer.metrics()?.sum("dfstore_stray_uploads_aborted_total", &[]), 1.0);
-    census.check_scene(&scene)
+    scene.rests()
 }
 
 /// What is written while others write there as well.

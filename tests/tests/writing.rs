@@ -5,7 +5,6 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
-use dfstore_tests::census::Census;
 use dfstore_tests::data::Payload;
 use dfstore_tests::eventually;
 use dfstore_tests::faulty_backend::{Fault, Rule};
@@ -299,8 +298,7 @@ fn an_object_replaced_by_others_right_after_its_write_back_is_seen() -> Result<(
 
 #[test]
 fn a_write_is_seen_only_when_it_is_complete() -> Result<()> {
-    let mut scene = Scene::start_with(|spec| spec.environment = dirty_limit("8MiB"))?;
-    let census = Census::take(&mut scene.peer)?;
+    let scene = Scene::start_with(|spec| spec.environment = dirty_limit("8MiB"))?;
     let (old, new) = (Payload::new(40, 1000), Payload::new(41, TWO_PIECES));
     scene.put("partial", EPHEMERAL, old)?;
     for _ in 0..4 {
@@ -314,7 +312,7 @@ fn a_write_is_seen_only_when_it_is_complete() -> Result<()> {
     let fits = || scene.try_put("partial", EPHEMERAL, new).is_ok_and(|answer| answer.status() == 200).then_some(());
     eventually("there is room", PATIENCE, fits)?;
     scene.read("partial", new)?;
-    census.check_scene(&scene)
+    scene.rests()
 }
 
 fn dirty_limit(limit: &str) -> Vec<(String, String)> {

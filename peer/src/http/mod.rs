@@ -71,6 +71,7 @@ struct Session {
 /// Serves requests until the client has gone or is overdue. When `stop` completes, the request in flight is finished
 /// and the connection closed.
 pub async fn serve(connection: Connection, face: Rc<HttpFace>, stop: impl Future<Output = ()>) {
+    let _open = face.metrics.shard(face.engine.shard()).connection(Face::Http);
     let (guard, verdict) = HeadGuard::new();
     let io = match HyperIo::new(connection, guard) {
         Ok(io) => io,

@@ -34,7 +34,7 @@ fn a_hundred_thousand_pending_writes_hold_up_neither_start_nor_order() -> Result
     spec.capacity = "1GiB".to_owned();
     spec.shards = SHARDS.to_string();
     let began = Instant::now();
-    let mut scene = Scene { peer: Peer::start_with(spec)?, backend, bucket };
+    let mut scene = Scene::of(Peer::start_with(spec)?, backend, bucket)?;
     let last = scene.get(&Zeros::key(BACKLOG.objects - 1))?;
     let served_after = began.elapsed();
     eprintln!("served after {served_after:?}, {:?} of them of CPU", scene.peer.process().cpu_time()?);

@@ -49,5 +49,5 @@ fn two_thousand_idle_and_slow_clients_hold_up_nobody() -> Result<()> {
         scene.until_clean(&key)?;
     }
     ensure!(scene.peer.request("GET", &format!("/buckets/{BUCKET}/metadatas"), &[], b"")?.status() == 200);
-    Ok(())
+    scene.rests()
 }

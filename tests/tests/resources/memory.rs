@@ -71,6 +71,7 @@ fn transfers_far_larger_than_memory_stay_within_it() -> Result<()> {
     at_once(|key, payload| download(&scene, key, payload), length).context("down, from the bucket")?;
     ensure!(scene.peer.process().ended()?.is_none(), "it was killed");
     eprintln!("{} MiB of {} were used", group.memory_peak_bytes()? >> 20, LIMIT_BYTES >> 20);
+    scene.rests()?;
     drop(scene);
     Ok(())
 }
