@@ -102,6 +102,28 @@ fn a_deletion_is_seen_at_once_and_nothing_comes_back() -> Result<()> {
 }
 
 #[test]
+fn a_deleted_object_is_not_served_from_an_old_copy_while_the_bucket_is_down() -> Result<()> {
+    let cluster = Cluster::builder().seeds(2).peers(2).start()?;
+    let payload = Payload::new(40, PIECE + 1);
+    for (key, mode) in [("clean", SYNC), ("pending", ASYNC), ("ephemeral", EPHEMERAL)] {
+        cluster[2].put(key, mode, payload)?;
+        cluster[3].read(key, payload)?;
+        cluster[0].delete(key)?;
+    }
+    // Nobody has asked since, so that all but the home still have it.
+    cluster.faulty()?.set_down(true);
+    for key in ["clean", "pending", "ephemeral"] {
+        for index in [2, 3, 1, 0] {
+            let answer = cluster[index].ask("GET", key, &[])?;
+            assert_eq!(answer.status(), 404, "{key} at {index}: {:?}", answer.head.headers);
+        }
+    }
+    cluster.faulty()?.set_down(false);
+    cluster[3].put("clean", SYNC, payload)?;
+    cluster[2].read("clean", payload).map(drop)
+}
+
+#[test]
 fn a_deletion_that_the_backend_refuses_does_not_happen_later() -> Result<()> {
     let mut cluster = Cluster::builder().seeds(2).peers(1).start()?;
     let objects: Vec<(String, Payload)> =

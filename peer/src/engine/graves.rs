@@ -1,7 +1,7 @@
 //! Numbers of deletions that are done: what is older than one of them does not come back.
 //!
-//! A peer that was away while an object it had written was deleted will tell of its write again. Bounded in number; held
-//! in memory only, so that a home that was restarted meanwhile has forgotten (see docs/SEMANTICS.md).
+//! A peer that was away while an object it had written was deleted will tell of its write again; and one that has an old
+//! copy must not serve it while the bucket cannot be asked. Bounded in number; held in memory only, so that a home that was restarted meanwhile has forgotten (see docs/SEMANTICS.md).
 
 use std::collections::{HashMap, VecDeque};
 
@@ -12,28 +12,56 @@ use crate::limits::GRAVES_MAX;
 /// The numbers of one shard's tasks; the oldest entry gives way.
 #[derive(Default)]
 pub struct Graves {
-    generations: HashMap<TaskId, u64>,
+    graves: HashMap<TaskId, Grave>,
     order: VecDeque<TaskId>,
+}
+
+/// The last deletion of a task.
+#[derive(Default)]
+struct Grave {
+    generation: u64,
+    /// Nothing is known to have come after it, here or in the bucket.
+    is_last: bool,
 }
 
 impl Graves {
     /// Notes that the deletion with this number is done.
     pub fn note(&mut self, task: TaskId, generation: u64) {
-        let entry = self.generations.entry(task).or_insert_with(|| {
+        let grave = self.graves.entry(task).or_insert_with(|| {
             self.order.push_back(task);
-            0
+            Grave::default()
         });
-        *entry = generation.max(*entry);
+        grave.generation = generation.max(grave.generation);
         if self.order.len() > GRAVES_MAX
             && let Some(oldest) = self.order.pop_front()
         {
-            self.generations.remove(&oldest);
+            self.graves.remove(&oldest);
         }
+    }
+
+    /// As [`note`](Self::note), of a deletion after which the bucket does not have the object.
+    pub fn close(&mut self, task: TaskId, generation: u64) {
+        self.note(task, generation);
+        if let Some(grave) = self.graves.get_mut(&task) {
+            grave.is_last = true;
+        }
+    }
+
+    /// There is a version of the task again.
+    pub fn reopen(&mut self, task: &TaskId) {
+        if let Some(grave) = self.graves.get_mut(task) {
+            grave.is_last = false;
+        }
+    }
+
+    /// Whether the last that is known of a task is its deletion.
+    pub fn is_closed(&self, task: &TaskId) -> bool {
+        self.graves.get(task).is_some_and(|grave| grave.is_last)
     }
 
     /// The number of the last deletion of a task, if it is remembered.
     pub fn generation_of(&self, task: &TaskId) -> Option<u64> {
-        self.generations.get(task).copied()
+        self.graves.get(task).map(|grave| grave.generation)
     }
 
     /// The first number that is above the last deletion of a task.
@@ -53,6 +81,20 @@ mod tests {
     }
 
     #[test]
+    fn a_grave_is_closed_until_there_is_a_version_again() {
+        let mut graves = Graves::default();
+        graves.note(task(0), 7);
+        assert!(!graves.is_closed(&task(0)), "the bucket may have something");
+        graves.close(task(0), 6);
+        assert!(graves.is_closed(&task(0)) && graves.generation_of(&task(0)) == Some(7));
+        graves.note(task(0), 8);
+        assert!(graves.is_closed(&task(0)));
+        graves.reopen(&task(0));
+        graves.reopen(&task(1));
+        assert!(!graves.is_closed(&task(0)) && graves.generation_of(&task(0)) == Some(8));
+    }
+
+    #[test]
     fn the_highest_number_of_a_task_stays_and_the_oldest_tasks_go() {
         let mut graves = Graves::default();
         graves.note(task(0), 7);
@@ -62,7 +104,7 @@ mod tests {
             graves.note(task(number), 1);
         }
         assert_eq!(graves.generation_of(&task(0)), None);
-        assert_eq!(graves.generations.len(), GRAVES_MAX);
+        assert_eq!(graves.graves.len(), GRAVES_MAX);
         assert_eq!(graves.order.len(), GRAVES_MAX);
     }
 }

@@ -74,6 +74,10 @@ impl Owner {
                 Ok(Checked { counted, began_now }) => checked = counted && (began_now || round > 0),
                 Err(error) => {
                     self.forget_if_unknown(&task);
+                    if known.is_none() && error.is_retryable() && self.graves.borrow().is_closed(&target.task) {
+                        // What is known last is that it was deleted: whoever has an old copy is to hear that.
+                        return Err(ObjectError::NotFound(target.name.to_string()));
+                    }
                     return stale_or(&task, known, error);
                 }
             }

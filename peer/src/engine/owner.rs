@@ -109,6 +109,8 @@ impl Owner {
         }
         if version.is_none() {
             self.eviction.borrow_mut().remove(&task.target.task);
+        } else {
+            self.graves.borrow_mut().reopen(&task.target.task);
         }
         let before = task.replace(version);
         if let Some(before) = &before {

@@ -204,7 +204,13 @@ impl Attempt<'_> {
                 End::Done
             }
             Step::Forget => match owner.drop_version(&entry.task, version).await {
-                Ok(()) => End::Done,
+                Ok(()) => {
+                    let is_gone = matches!(self.backend, Backend::Taken | Backend::Same | Backend::TakenBeside);
+                    if is_gone && entry.task.current().is_none() {
+                        owner.graves.borrow_mut().close(version.task, version.generation);
+                    }
+                    End::Done
+                }
                 Err(error) => End::Failed(error),
             },
             Step::SetAside if self.backend == Backend::Conflict => {
