@@ -109,6 +109,10 @@ pub const FETCH_RETRY_DELAY: Duration = Duration::from_millis(200);
 pub const PIECE_READS_MAX: usize = 3;
 /// Rounds of eviction for one allocation.
 pub const EVICT_ROUNDS_MAX: usize = 8;
+/// An allocation that finds nothing to evict waits this long for the evictions of others, and looks again this often.
+pub const EVICTION_WAIT_MAX: Duration = Duration::from_secs(15);
+/// See [`EVICTION_WAIT_MAX`].
+pub const EVICTION_POLL: Duration = Duration::from_millis(5);
 /// How often a replaced version looks whether someone still reads it.
 pub const RETIRED_POLL: Duration = Duration::from_millis(500);
 /// How often a writer looks whether the dirty limit allows its next piece.

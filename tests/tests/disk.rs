@@ -4,7 +4,9 @@ use std::path::PathBuf;
 use std::thread;
 
 use anyhow::{Context, Result, ensure};
+use dfstore_tests::cli::dfstore;
 use dfstore_tests::data::Payload;
+use dfstore_tests::dirs;
 use dfstore_tests::faulty_backend::{Fault, Rule};
 use dfstore_tests::http::Connection;
 use dfstore_tests::loopfs::LoopFs;
@@ -101,6 +103,22 @@ fn the_quota_holds_and_dirty_objects_are_never_evicted() -> Result<()> {
         scene.read(key, payload)?;
     }
     assert_eq!(scene.backend.stored(BUCKET, "dirty"), None);
+    scene.rests()
+}
+
+#[test]
+fn pieces_that_come_at_once_wait_for_the_room_that_is_being_made() -> Result<()> {
+    let scene = Scene::start_with(|spec| spec.capacity = "64MiB".to_owned())?;
+    let source = dirs::temporary("source")?;
+    let (file, endpoint) = (source.path().join("file"), scene.peer.endpoint());
+    let payload = Payload::new(30, 6 * PIECE);
+    std::fs::write(&file, payload.bytes())?;
+    // Pieces of an upload come several at once; what one of them evicts, the others do not find any more.
+    for number in 0..12 {
+        let url = format!("dfs://{BUCKET}/next/{number}");
+        let copied = dfstore(&["-e", &endpoint, "cp", "-m", "1", &file.display().to_string(), &url])?;
+        copied.success().with_context(|| format!("object {number}"))?;
+    }
     scene.rests()
 }
 

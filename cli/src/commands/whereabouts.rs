@@ -46,7 +46,7 @@ fn as_text(object: &ObjectName, answer: &WhereOk) -> String {
     let mut text = stat::as_text(&object.to_string(), &answer.info);
     let mut row = |name: &str, value: String| text.push_str(&format!("{name:<20} {value}\n"));
     if answer.homes.is_empty() {
-        row("homes", "none: this peer belongs to no cluster".to_string());
+        row("homes", "none: this peer knows of no live seed".to_string());
     } else {
         row("homes", answer.homes.join(", "));
         row("replicas", format!("{} of {}", replicas(answer), answer.replicas_wanted));

@@ -9,6 +9,7 @@ use crate::background::BackgroundHandle;
 use crate::catalog::CatalogHandle;
 use crate::config::options::{ClusterOptions, ConflictPolicy, Freshness, PerBucket, StoreOptions};
 use crate::engine::call::ShardMessage;
+use crate::engine::space::Evictions;
 use crate::limits::REPAIR_BYTES_PER_SECOND;
 use crate::metrics::Metrics;
 use crate::rt::arena::Arena;
@@ -47,6 +48,8 @@ pub struct Context {
     pub replicas_default: u16,
     /// Pieces that are being sent to other peers now.
     pub uploads: Arc<AtomicU32>,
+    /// Evictions of all shards.
+    pub evictions: Arc<Evictions>,
     /// Numbers for uploads and readers.
     pub next_id: Arc<AtomicU64>,
 }

@@ -42,7 +42,7 @@ pub enum ObjectError {
     #[error("checksum mismatch: {0}")]
     ChecksumMismatch(String),
     /// The disk or the quota is full and nothing can be evicted.
-    #[error("no space left for {0}: raise storage.capacity, free disk space, or wait for pending write-backs")]
+    #[error("no space left: {0}")]
     NoSpace(String),
     /// Too much is going on; the same request may succeed after the given time.
     #[error("busy: {reason}; try again in {} s", retry_after.as_secs())]
@@ -116,7 +116,10 @@ impl ObjectError {
             ErrorCode::InvalidArgument => ObjectError::InvalidArgument(reply.message),
             ErrorCode::PreconditionFailed => ObjectError::PreconditionFailed,
             ErrorCode::Conflict => ObjectError::Conflict(reply.message),
-            ErrorCode::NoSpace | ErrorCode::TooLarge => ObjectError::NoSpace(reply.message),
+            ErrorCode::NoSpace | ErrorCode::TooLarge => {
+                let text = reply.message.strip_prefix("no space left: ").map(str::to_owned);
+                ObjectError::NoSpace(text.unwrap_or(reply.message))
+            }
             ErrorCode::VersionChanged => ObjectError::VersionChanged(name.to_string()),
             ErrorCode::Busy => ObjectError::Busy { reason: reply.message, retry_after },
             ErrorCode::BackendUnavailable => ObjectError::BackendUnavailable(reply.message),

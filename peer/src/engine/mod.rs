@@ -58,6 +58,7 @@ pub use context::{Context, DirtyBudget, RepairPlan, ScrubPlan};
 pub use error::ObjectError;
 pub use list::PendingList;
 pub use reader::{Chunk, PeerPiece, PieceStream, Reader};
+pub use space::Evictions;
 pub use start::{Inventory, ShardInventory, TaskInventory};
 pub use upload::Upload;
 
@@ -311,9 +312,14 @@ impl Engine {
         let context = &self.0.context;
         NodeState {
             used_bytes: self.0.store.stats().used_bytes,
-            dirty_bytes: context.dirty.bytes(),
+            dirty_bytes: context.metrics.dirty_bytes(),
             load: context.uploads.load(std::sync::atomic::Ordering::Relaxed),
         }
+    }
+
+    /// Bytes that pieces can take at this peer.
+    pub fn capacity_bytes(&self) -> u64 {
+        self.0.store.stats().capacity_bytes
     }
 
     /// The cluster as this shard sees it.

@@ -86,7 +86,7 @@ impl Owner {
             return Ok(());
         }
         Err(ObjectError::NoSpace(format!(
-            "{}: {length} bytes, while storage.dirtyLimit is {limit_bytes} bytes",
+            "{} has {length} bytes, and storage.dirtyLimit is {limit_bytes} bytes: raise it, or storage.capacity",
             request.target.name
         )))
     }

@@ -118,7 +118,9 @@ impl Owner {
             Ok(_) => false,
             Err(BackgroundError::Closed) => return false,
             Err(error) => {
-                tracing::error!(%error, task = %version.task, number, "the scrub cannot read a piece");
+                let task = self.known(&version.task);
+                let object = task.map(|task| task.target.name.to_string()).unwrap_or_default();
+                tracing::error!(%error, %object, task = %version.task, number, "the scrub cannot read a piece");
                 true
             }
         };

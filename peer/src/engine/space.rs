@@ -4,6 +4,8 @@
 //! leases count the readers; the order of the commit before [`retire`](crate::store::Lease::retire) is kept here.
 
 use std::rc::Rc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
 
 use dfstore_proto::ids::TaskId;
 
@@ -14,11 +16,49 @@ use crate::engine::error::ObjectError;
 use crate::engine::owner::Owner;
 use crate::engine::task::Task;
 use crate::engine::version::Version;
-use crate::limits::{EVICT_ROUNDS_MAX, RETIRED_POLL};
+use crate::limits::{EVICT_ROUNDS_MAX, EVICTION_POLL, EVICTION_WAIT_MAX, RETIRED_POLL};
 use crate::rt::arena::Slot;
 use crate::rt::shard::spawn_local;
 use crate::rt::time::sleep;
 use crate::store::Reservation;
+
+/// Evictions of all shards, for those who find nothing to evict because somebody else is about it.
+#[derive(Debug, Default)]
+pub struct Evictions {
+    under_way: AtomicU64,
+    /// That made room.
+    ended: AtomicU64,
+}
+
+impl Evictions {
+    /// How many have made room so far.
+    fn ended(&self) -> u64 {
+        self.ended.load(Ordering::Acquire)
+    }
+
+    /// Whether room was made since then, or is being made.
+    fn go_on(&self, ended_before: u64) -> bool {
+        self.under_way.load(Ordering::Acquire) > 0 || self.ended() != ended_before
+    }
+}
+
+/// An eviction that is under way; over when dropped.
+struct Evicting<'a>(&'a Evictions);
+
+impl<'a> Evicting<'a> {
+    fn begin(evictions: &'a Evictions) -> Evicting<'a> {
+        evictions.under_way.fetch_add(1, Ordering::AcqRel);
+        Evicting(evictions)
+    }
+}
+
+impl Drop for Evicting<'_> {
+    fn drop(&mut self) {
+        // In this order: nobody sees neither.
+        self.0.ended.fetch_add(1, Ordering::AcqRel);
+        self.0.under_way.fetch_sub(1, Ordering::AcqRel);
+    }
+}
 
 impl Owner {
     /// Space for `slot` with the bytes written to it (not yet synced), evicting clean versions if need be; `spare` is
@@ -35,13 +75,22 @@ impl Owner {
         length: usize,
         spare: Option<&TaskId>,
     ) -> Result<Reservation, ObjectError> {
-        let mut rounds = 0;
+        let (mut rounds, began) = (0, Instant::now());
         loop {
+            let evictions_before = self.context.evictions.ended();
             match self.store.allocate(length).await {
                 Ok(reservation) => return Ok(reservation),
                 Err(error) if error.is_space() && rounds < EVICT_ROUNDS_MAX => {
                     rounds += 1;
-                    if self.evict_anywhere(length as u64, spare).await == 0 {
+                    if self.evict_anywhere(length as u64, spare).await > 0 {
+                        continue;
+                    }
+                    // What can go is going, for others who need space: there may be enough for both.
+                    let others = self.context.evictions.go_on(evictions_before);
+                    if others && began.elapsed() < EVICTION_WAIT_MAX {
+                        rounds -= 1;
+                        sleep(EVICTION_POLL).await;
+                    } else {
                         tracing::warn!(%error, "no space, and nothing to evict");
                         return Err(error.into());
                     }
@@ -114,6 +163,7 @@ impl Owner {
         let pieces = gone.iter().map(|version| u64::from(version.stored_count.get())).sum();
         let recorded = gone.iter().filter(|version| version.recorded.get());
         let changes: Vec<Change> = recorded.map(|version| Change::RemoveTask { task: version.task }).collect();
+        let _evicting = (!gone.is_empty()).then(|| Evicting::begin(&self.context.evictions));
         if !changes.is_empty()
             && let Err(error) = self.context.catalog.commit(changes, Durability::Durable).await
         {

@@ -220,6 +220,7 @@ impl Owner {
             dead_letters: queue.dead as u64,
             oldest_unix_ms: queue.oldest_ms,
         });
+        self.context.metrics.set_dirty_limit_used(self.context.dirty.bytes());
         let tasks = self.tasks.borrow();
         let pieces =
             tasks.values().filter_map(|task| task.current()).map(|version| u64::from(version.stored_count.get()));

@@ -53,6 +53,7 @@ struct Inner {
     capacity_bytes: Gauge,
     store_used_bytes: Gauge,
     oldest_dirty_seconds: Gauge,
+    dirty_limit_used_bytes: Gauge,
     writeback_attempts: Series<Counter>,
     writeback_conflicts: Counter,
     arena: OnceLock<Arena>,
@@ -78,6 +79,8 @@ impl Metrics {
         let store_used_bytes = gauge(&mut registry, "dfstore_store_used_bytes", used);
         let oldest = "Age of the oldest acknowledged version that the backend does not have";
         let oldest_dirty_seconds = gauge(&mut registry, "dfstore_dirty_oldest_age_seconds", oldest);
+        let limited = "Bytes that count against storage.dirtyLimit: dirty and ephemeral objects, and uploads under way";
+        let dirty_limit_used_bytes = gauge(&mut registry, "dfstore_dirty_limit_used_bytes", limited);
         let arena_bytes = gauge(&mut registry, "dfstore_arena_bytes", "Bytes of the piece arena");
         let poisoned = "1 after the disk failed a sync or a write: the store takes no more writes";
         let store_poisoned = gauge(&mut registry, "dfstore_store_poisoned", poisoned);
@@ -104,6 +107,7 @@ impl Metrics {
             capacity_bytes,
             store_used_bytes,
             oldest_dirty_seconds,
+            dirty_limit_used_bytes,
             writeback_attempts: Series::new(&mut registry, "dfstore_writeback_attempts", attempts, 2),
             writeback_conflicts,
             arena: OnceLock::new(),
@@ -138,6 +142,11 @@ impl Metrics {
     /// The counters of a shard.
     pub fn shard(&self, shard: usize) -> ShardMetrics {
         self.0.shards[shard].clone()
+    }
+
+    /// Acknowledged bytes that the backend does not have, as the shards last said.
+    pub fn dirty_bytes(&self) -> u64 {
+        self.0.shards.iter().map(ShardMetrics::dirty_bytes).sum()
     }
 
     /// A backend request begins; it counts as in flight until [`backend_finished`](Self::backend_finished).
@@ -209,6 +218,11 @@ impl Metrics {
     /// Bytes of disk blocks that are taken now.
     pub fn set_store_used(&self, bytes: u64) {
         self.0.store_used_bytes.set(signed(bytes));
+    }
+
+    /// So many bytes count against the dirty limit now.
+    pub fn set_dirty_limit_used(&self, bytes: u64) {
+        self.0.dirty_limit_used_bytes.set(signed(bytes));
     }
 
     /// Reports the use of this arena from now on. The first one counts.

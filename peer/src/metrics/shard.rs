@@ -185,6 +185,11 @@ impl ShardMetrics {
         self.0.oldest_unix_ms.store(state.oldest_unix_ms.unwrap_or(u64::MAX), Ordering::Relaxed);
     }
 
+    /// Bytes that the backend does not have, as of [`set_writeback`](Self::set_writeback).
+    pub fn dirty_bytes(&self) -> u64 {
+        u64::try_from(self.0.dirty_bytes.get()).unwrap_or_default()
+    }
+
     /// A request waits for a piece that another one is fetching.
     pub fn fetch_joined(&self) {
         self.0.fetches_joined.inc();

@@ -44,6 +44,7 @@ fn alone(link: &Link) -> NodesOk {
         live: true,
         version: env!("CARGO_PKG_VERSION").to_owned(),
         shards: u16::try_from(link.context.shards).unwrap_or(u16::MAX),
+        capacity_bytes: link.context.engine.capacity_bytes(),
         used_bytes: state.used_bytes,
         dirty_bytes: state.dirty_bytes,
         load: state.load,

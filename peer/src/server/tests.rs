@@ -89,6 +89,7 @@ impl Served {
             repair: RepairPlan::of(None, 1),
             replicas_default: config.http.replicas_default,
             uploads: face.uploads_counter(),
+            evictions: Arc::default(),
             next_id: Arc::default(),
         };
         let setup = ShardSetup {

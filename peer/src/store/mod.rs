@@ -53,7 +53,10 @@ const DISK_FAILURES: [i32; 5] = [libc::EIO, libc::EROFS, libc::ENODEV, libc::ENX
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum StoreError {
     /// Every block that the capacity allows is in use, or what is free is too scattered. Evicting helps.
-    #[error("no space for {wanted_bytes} bytes: {free_bytes} bytes of {capacity_bytes} are free")]
+    #[error(
+        "{free_bytes} bytes of {capacity_bytes} are free, {wanted_bytes} are needed, and nothing can be evicted: raise \
+         storage.capacity, or wait for pending write-backs"
+    )]
     NoSpace {
         /// Bytes asked for.
         wanted_bytes: u64,
@@ -63,7 +66,10 @@ pub enum StoreError {
         capacity_bytes: u64,
     },
     /// The file system has no room for another piece file although the capacity allows it. Evicting helps.
-    #[error("the file system of {} is full below the configured capacity", dir.display())]
+    #[error(
+        "the file system of {} is full below storage.capacity: free disk space, or lower storage.capacity",
+        dir.display()
+    )]
     DiskFull {
         /// The data folder.
         dir: PathBuf,

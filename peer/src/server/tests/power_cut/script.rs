@@ -155,6 +155,7 @@ pub fn perform(folder: &Path, bucket: SocketAddr, script: &[Vec<Act>], first: us
         repair: RepairPlan::of(None, 1),
         replicas_default: config.http.replicas_default,
         uploads: Arc::default(),
+        evictions: Arc::default(),
         next_id: Arc::default(),
     };
     let tasks = inventory.shards.into_iter().next().expect("one shard");
