@@ -89,11 +89,21 @@ fn a_scrub_begins_by_itself() -> Result<()> {
 
 #[test]
 fn a_damaged_piece_that_the_bucket_lacks_is_mended_from_a_replica() -> Result<()> {
+    mended_from_a_replica(0)
+}
+
+#[test]
+fn so_it_is_at_the_peer_that_wrote_the_object() -> Result<()> {
+    mended_from_a_replica(2)
+}
+
+/// Node 2 writes, and is no seed.
+fn mended_from_a_replica(index: usize) -> Result<()> {
     let cluster = Cluster::builder().seeds(2).peers(1).start()?;
     let payload = Payload::new(6, TWO_PIECES);
     cluster.faulty()?.set_rules([Rule::on(Method::PUT, Fault::internal_error())]);
     cluster.nodes()[2].put_with_ack("object", ASYNC, payload, "peers:3")?;
-    let damaged = &cluster.nodes()[0];
+    let damaged = &cluster.nodes()[index];
     damaged.peer().flip_on_disk(payload, 100)?;
     let (found, code) = scrub(damaged.peer())?;
     assert_eq!((&counts(&found)[1..], code), (&[1, 1, 0][..], Some(0)), "{found}");

@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use dfstore_proto::error::ErrorCode;
 use dfstore_proto::ids::TaskId;
-use dfstore_proto::message::{Fetch, NodeRole};
+use dfstore_proto::message::{Fetch, Message, NodeRole, Recall};
 use dfstore_proto::object::Source;
 use futures_util::future::{Either, select};
 
@@ -390,7 +390,8 @@ impl Owner {
         let version = self.opened_version(task, generation)?;
         self.metrics.piece_quarantined();
         tracing::error!(%task, generation, number, "a piece on disk failed its checksum");
-        if !version.is_clean() && self.holders_of(&version, number).is_empty() {
+        let is_elsewhere = !self.holders_of(&version, number).is_empty();
+        if !version.is_clean() && !is_elsewhere && !self.home_has_all(&version).await {
             return Err(ObjectError::Internal(format!("piece {number} is damaged on disk and not in the backend yet")));
         }
         if version.take_stored(number).is_some() {
@@ -403,6 +404,17 @@ impl Owner {
             self.commit_lazily(vec![change]).await;
         }
         Ok(())
+    }
+
+    /// Whether another peer decides about a version that this one wrote, and has all of it.
+    async fn home_has_all(&self, version: &Version) -> bool {
+        let Some(task) = self.known(&version.task) else { return false };
+        match self.ask_homes(&task, || Recall { target: task.target.to_message() }).await {
+            Ok(Some(Message::Recalled(known))) => {
+                known.whole && known.version.is_some_and(|record| record.generation == version.generation)
+            }
+            _ => false,
+        }
     }
 }
 
