@@ -160,10 +160,10 @@ impl Stage {
     }
 
     /// What each node has open. To be called when all have just started.
-    pub fn census(&mut self) -> Result<Vec<Census>> {
+    pub fn census(&self) -> Result<Vec<Census>> {
         match self {
-            Stage::One(scene) | Stage::Stale(scene) => Ok(vec![Census::take(&mut scene.peer)?]),
-            Stage::Three(cluster) => cluster.nodes_mut().iter_mut().map(|node| Census::take(node.peer_mut())).collect(),
+            Stage::One(scene) | Stage::Stale(scene) => Ok(vec![Census::take(&scene.peer)?]),
+            Stage::Three(cluster) => cluster.nodes().iter().map(|node| Census::take(node.peer())).collect(),
         }
     }
 
