@@ -35,7 +35,7 @@ fn readers_finish_though_the_home_is_killed_in_the_middle() -> Result<()> {
     let backend = cluster.faulty()?;
     backend.set_rules([BackendRule::on(Method::GET, BackendFault::BodyTrickles(256 << 10, Duration::from_millis(20)))]);
     backend.forget();
-    let pid = cluster[home].peer_mut().process().pid();
+    let pid = cluster[home].peer().pid();
     let pid = Pid::from_raw(i32::try_from(pid)?).context("a process id")?;
     thread::scope(|scope| -> Result<()> {
         let cluster = &cluster;

@@ -99,7 +99,7 @@ fn transfer(cluster: &mut Cluster, by: By, length: u64) -> Result<(Run, Run)> {
     let mut client = cluster[RECEIVER].native()?;
     let dropped = client.evict(&object, Scope::Node)?;
     ensure!(dropped.failures.is_empty(), "not dropped: {:?}", dropped.failures);
-    let pids = [SENDER, RECEIVER].map(|index| cluster[index].peer_mut().process().pid());
+    let pids = [SENDER, RECEIVER].map(|index| cluster[index].peer().pid());
     let before = [cpu_time(pids[0])?, cpu_time(pids[1])?];
     cluster.backend.forget();
     let started = Instant::now();

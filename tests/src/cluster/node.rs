@@ -194,11 +194,6 @@ impl Node {
         &self.peer
     }
 
-    /// The process under it, to change or signal it.
-    pub fn peer_mut(&mut self) -> &mut Peer {
-        &mut self.peer
-    }
-
     /// Options for the next start.
     pub fn options_mut(&mut self) -> &mut NodeOptions {
         &mut self.options
