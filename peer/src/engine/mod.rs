@@ -317,11 +317,6 @@ impl Engine {
         }
     }
 
-    /// Bytes that pieces can take at this peer.
-    pub fn capacity_bytes(&self) -> u64 {
-        self.0.store.stats().capacity_bytes
-    }
-
     /// The cluster as this shard sees it.
     pub fn cluster(&self) -> Option<&Cluster> {
         self.0.cluster.as_ref()

@@ -10,12 +10,12 @@ use std::time::Instant;
 use dfstore_proto::ids::TaskId;
 
 use crate::catalog::{Change, Durability};
-use crate::engine::Remote;
 use crate::engine::call::TaskCall;
 use crate::engine::error::ObjectError;
 use crate::engine::owner::Owner;
 use crate::engine::task::Task;
 use crate::engine::version::Version;
+use crate::engine::{Engine, Remote};
 use crate::limits::{EVICT_ROUNDS_MAX, EVICTION_POLL, EVICTION_WAIT_MAX, RETIRED_POLL};
 use crate::rt::arena::Slot;
 use crate::rt::shard::spawn_local;
@@ -57,6 +57,13 @@ impl Drop for Evicting<'_> {
         // In this order: nobody sees neither.
         self.0.ended.fetch_add(1, Ordering::AcqRel);
         self.0.under_way.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+impl Engine {
+    /// Bytes that pieces can take at this peer.
+    pub fn capacity_bytes(&self) -> u64 {
+        self.0.store.stats().capacity_bytes
     }
 }
 
