@@ -1,7 +1,8 @@
 //! Numbers of deletions that are done: what is older than one of them does not come back.
 //!
 //! A peer that was away while an object it had written was deleted will tell of its write again; and one that has an old
-//! copy must not serve it while the bucket cannot be asked. Bounded in number; held in memory only, so that a home that was restarted meanwhile has forgotten (see docs/SEMANTICS.md).
+//! copy must not serve it while the bucket cannot be asked. Bounded in number; held in memory only, so that a home that
+//! was restarted meanwhile has forgotten (see docs/SEMANTICS.md).
 
 use std::collections::{HashMap, VecDeque};
 
