@@ -11,7 +11,7 @@ use dfstore_tests::eventually;
 use dfstore_tests::peer::Peer;
 
 use super::compare::compare;
-use super::proof::{DIRTY, RECEIVED, Served, WRITE_BACK_TIMEOUT, increase};
+use super::proof::{RECEIVED, Served, WRITE_BACK_TIMEOUT, increase};
 use super::stage::Stage;
 use super::table::Table;
 
@@ -61,16 +61,16 @@ pub(super) fn copy_out<P>(
 pub(super) fn until_in_bucket<P>(stage: &Stage<P>, peers: &[&Peer]) -> Result<Duration> {
     announce("wait until the bucket has it");
     let started = Instant::now();
-    // The gauge is set now and then, so it alone might still tell of the time before the upload.
     let stored =
         eventually("the bucket has the object", WRITE_BACK_TIMEOUT, || match stage.bucket.head(stage.key()) {
             Ok(stored) => stored.map(Ok),
             Err(error) => Some(Err(error)),
         })??;
     for peer in peers {
-        peer.metrics_until("nothing is dirty", WRITE_BACK_TIMEOUT, |samples| {
-            samples.has(DIRTY) && samples.sum(DIRTY, &[]) == 0.0
-        })?;
+        // Not the gauge of dirty bytes: it is set once a second, and may tell of the time before the upload.
+        peer.dfstore(&["writeback", "wait", "--quiet", "--timeout", &WRITE_BACK_TIMEOUT.as_secs().to_string()])?
+            .success()
+            .with_context(|| format!("{} still owes the bucket something", peer.endpoint()))?;
     }
     ensure!(stored.length == stage.payload.length, "the bucket has {} bytes of it", stored.length);
     Ok(started.elapsed())

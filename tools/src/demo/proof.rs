@@ -10,7 +10,6 @@ const SOURCES: [&str; 6] = ["local", "pending", "stale", "peer", "seed", "backen
 pub(super) const SERVED: &str = "dfstore_served_bytes_total";
 pub(super) const RECEIVED: &str = "dfstore_received_bytes_total";
 pub(super) const SENT_TO_BACKEND: &str = "dfstore_backend_sent_bytes_total";
-pub(super) const DIRTY: &str = "dfstore_dirty_bytes";
 pub(super) const WRITE_BACK_TIMEOUT: Duration = Duration::from_secs(3600);
 
 /// What a peer served between two scrapes, by source.
