@@ -390,8 +390,8 @@ impl Owner {
         let version = self.opened_version(task, generation)?;
         self.metrics.piece_quarantined();
         tracing::error!(%task, generation, number, "a piece on disk failed its checksum");
-        let is_elsewhere = !self.holders_of(&version, number).is_empty();
-        if !version.is_clean() && !is_elsewhere && !self.home_has_all(&version).await {
+        let no_other_known = !version.is_clean() && self.holders_of(&version, number).is_empty();
+        if no_other_known && !self.home_has_all(&version).await {
             return Err(ObjectError::Internal(format!("piece {number} is damaged on disk and not in the backend yet")));
         }
         if version.take_stored(number).is_some() {

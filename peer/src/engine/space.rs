@@ -26,17 +26,17 @@ use crate::store::Reservation;
 #[derive(Debug, Default)]
 pub struct Evictions {
     under_way: AtomicU64,
-    /// That made room.
+    /// Whatever became of them.
     ended: AtomicU64,
 }
 
 impl Evictions {
-    /// How many have made room so far.
+    /// How many have ended so far.
     fn ended(&self) -> u64 {
         self.ended.load(Ordering::Acquire)
     }
 
-    /// Whether room was made since then, or is being made.
+    /// Whether one has ended since then, or is under way.
     fn go_on(&self, ended_before: u64) -> bool {
         self.under_way.load(Ordering::Acquire) > 0 || self.ended() != ended_before
     }
