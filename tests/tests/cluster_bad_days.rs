@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use dfstore_tests::cluster::{BUCKET, Cluster, Node};
@@ -142,24 +142,24 @@ impl Rogue {
 const FEW: Payload = Payload { seed: 4, length: 3 * PIECE + 100_000 };
 /// Of so many the home names the rogue as a parent, and readers ask it themselves.
 const MANY: Payload = Payload { seed: 5, length: 15 * PIECE + 100_000 };
-/// A reader that is served by others in this time need not have noticed that one of its parents is silent.
-const SILENCE_NOTICED: Duration = Duration::from_secs(2);
 
 /// Reads, and looks at what became of the rogue: this node asked it, counted it, and left it alone.
 fn read_beside(cluster: &Cluster, rogue: &Rogue, asker: usize, (key, payload): (&str, Payload)) -> Result<()> {
     let (proxy, asker) = (cluster[ROGUE].proxy()?, &cluster[asker]);
     proxy.set_rules(rogue.rule);
     proxy.set_rate(rogue.rate);
-    let (pieces, spoiled, began) = (proxy.pieces(), proxy.spoiled(), Instant::now());
+    let (pieces, spoiled) = (proxy.pieces(), proxy.spoiled());
     cluster[READER].read(key, payload)?;
-    let (asked, took) = (proxy.pieces() - pieces, began.elapsed());
+    let asked = proxy.pieces() - pieces;
     ensure!(rogue.rule.is_none() || proxy.spoiled() > spoiled, "nothing was spoiled");
     let metrics = asker.metrics()?;
-    let was_needed = rogue.kind.is_some() || took > SILENCE_NOTICED;
+    // A reader that waits for a silent one gets the piece elsewhere meanwhile, and may be done before it has judged it. The
+    // home has nobody else to ask but the bucket, and does that only when it has given up.
+    let was_needed = rogue.kind.is_some() || asker.id() == cluster[SEED].id();
     let is_avoided = metrics.sum("dfstore_parents_avoided_total", &[]) > 0.0;
     // One that crawls may be given up before anything of a piece has come.
     ensure!(asked > 0 || is_avoided, "nobody asked the rogue");
-    ensure!(is_avoided || !was_needed, "{} leaves nobody alone after {asked} pieces in {took:?}", asker.id());
+    ensure!(is_avoided || !was_needed, "{} leaves nobody alone after {asked} pieces", asker.id());
     let counts = |kind| metrics.sum("dfstore_peer_failures_total", &[("kind", kind)]) > 0.0;
     ensure!(rogue.kind.is_none_or(counts), "{} counts no failure as {:?}", asker.id(), rogue.kind);
     ensure!(asked <= 4, "the rogue was asked for {asked} pieces");

@@ -9,6 +9,7 @@ use dfstore_tests::cluster::{BUCKET, Cluster, Node};
 use dfstore_tests::data::Payload;
 use dfstore_tests::eventually;
 use dfstore_tests::faulty_backend::{Fault, Rule};
+use dfstore_tests::peer::Peer;
 use dfstore_tests::scene::{ASYNC, EPHEMERAL, PATIENCE, SYNC, same};
 use http::Method;
 
@@ -71,6 +72,37 @@ fn a_write_is_seen_everywhere_at_once_also_while_the_bucket_takes_none() -> Resu
     for length in [0, 1, PIECE + 9, 17 << 20] {
         until_in_bucket(&cluster, &format!("seen-{length}"), Payload::new(length, length))?;
     }
+    Ok(())
+}
+
+/// The home tells the bucket; whoever wrote asks the node that took the write.
+#[test]
+fn a_dead_letter_at_the_home_is_one_at_its_writer_too() -> Result<()> {
+    let cluster = start()?;
+    let (home, writer) = (cluster[0].peer(), cluster[1].peer());
+    cluster.faulty()?.set_rules([Rule::on(Method::PUT, Fault::access_denied())]);
+    let payload = Payload::new(8, PIECE);
+    let folder = dfstore_tests::dirs::temporary("file")?;
+    let file = folder.path().join("file");
+    std::fs::write(&file, payload.bytes())?;
+    let url = format!("dfs://{BUCKET}/denied");
+    for arguments in [&["cp", "--wait", "backend", &file.to_string_lossy(), &url][..], &["writeback", "wait"]] {
+        let output = writer.dfstore(arguments)?;
+        assert_eq!(output.code, Some(1), "{arguments:?}");
+        assert!(
+            output.stderr.contains("was set aside, the backend does not take it: at the home"),
+            "{}",
+            output.stderr
+        );
+        assert!(output.stderr.contains("AccessDenied"), "the reason of the bucket: {}", output.stderr);
+    }
+    let dead = |node: &Peer| Ok::<_, anyhow::Error>(node.dfstore(&["writeback", "ls", "--dead"])?.success()?.text());
+    assert!(dead(home)?.contains("dead ") && dead(writer)?.contains("dead "), "{}", dead(writer)?);
+    cluster.faulty()?.set_rules([]);
+    writer.dfstore(&["writeback", "retry", &url])?.success()?;
+    writer.dfstore(&["writeback", "wait"])?.success()?;
+    until_in_bucket(&cluster, "denied", payload)?;
+    assert!(!dead(home)?.contains("dead ") && !dead(writer)?.contains("dead "), "{}", dead(writer)?);
     Ok(())
 }
 

@@ -235,6 +235,7 @@ impl Owner {
             meta: done.meta,
             replicas: done.copies,
             replicas_wanted: done.replicas.0,
+            refusal: String::new(),
         }))
     }
 
@@ -249,6 +250,7 @@ impl Owner {
             meta: ObjectMeta::default(),
             replicas: 0,
             replicas_wanted: 0,
+            refusal: String::new(),
         }))
     }
 

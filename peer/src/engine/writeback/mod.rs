@@ -131,7 +131,7 @@ impl Owner {
                     End::Waiting
                 };
             };
-            entry.home_answered();
+            entry.home_answered(&told.refusal);
             self.take_verdict(&entry.task, version, &told).await;
             let is_clean = told.state == VersionState::Clean && version.state.get() != TaskState::Dirty;
             if !is_clean && told.standing != Verdict::Superseded {

@@ -34,7 +34,7 @@ impl Owner {
             .take_while(|(name, _)| request.bucket.is_empty() || name.bucket == request.bucket)
             .filter(|(name, _)| is_wanted(name))
             .filter_map(|(_, task)| self.queue.entry(&task.target.task))
-            .filter(|entry| entry.is_aside() || !request.dead_only)
+            .filter(|entry| entry.is_dead() || !request.dead_only)
             .take(request.limit + 1)
             .map(|entry| self.show(&entry))
             .collect()
@@ -56,7 +56,7 @@ impl Owner {
             queued_at_ms: record.queued_at_ms,
             due_at_ms: if is_delayed { entry.due_ms() } else { 0 },
             attempts: record.attempts,
-            last_error: record.last_error.clone(),
+            last_error: entry.last_error(),
             bytes_sent: bytes_sent(entry, length),
         }
     }
@@ -136,7 +136,7 @@ impl Owner {
 fn state_of(entry: &Entry, now_ms: u64) -> message::QueueState {
     use message::QueueState;
     match entry.step.get() {
-        _ if entry.is_aside() => QueueState::Dead,
+        _ if entry.is_dead() => QueueState::Dead,
         Some(Step::Verify | Step::Settle) => QueueState::Verifying,
         Some(_) => QueueState::Sending,
         None if entry.waits_for_home() => QueueState::Elsewhere,
