@@ -40,6 +40,8 @@ pub struct PeerSpec {
     pub capacity: String,
     /// `memory.budget`. Small by default: tests run several peers at once.
     pub memory_budget: String,
+    /// `memory.hot`: off for who wants every read to be one of the disk.
+    pub hot: bool,
     /// Further keys of the section `storage`, such as `scrubRate: 1GiB`.
     pub storage: String,
     /// `shards`.
@@ -69,6 +71,7 @@ impl PeerSpec {
             data_path: None,
             capacity: "4GiB".to_owned(),
             memory_budget: "128MiB".to_owned(),
+            hot: true,
             storage: String::new(),
             shards: "2".to_owned(),
             extra: String::new(),
@@ -83,7 +86,8 @@ impl PeerSpec {
 
     /// The configuration file of a peer that keeps its data in this folder.
     pub fn yaml(&self, data_path: &Path) -> String {
-        let PeerSpec { provider, capacity, storage, memory_budget, shards, extra, object_storage, listen, .. } = self;
+        let PeerSpec { provider, capacity, storage, memory_budget, hot, shards, extra, object_storage, listen, .. } =
+            self;
         let backend = self.backend.as_ref().map_or(String::new(), |S3Endpoint { url, access_key, secret_key }| {
             format!(
                 "name: {provider}\n  region: us-east-1\n  endpoint: {url}\n  \
@@ -94,7 +98,7 @@ impl PeerSpec {
             "objectStorage:\n  enable: true\n  {backend}tcpListen: {{ listen: {listen}, port: {} }}\n\
              \x20 {object_storage}\n\
              storage: {{ dataPath: {path:?}, capacity: {capacity}, {storage} }}\n\
-             memory: {{ budget: {memory_budget} }}\n\
+             memory: {{ budget: {memory_budget}, hot: {hot} }}\n\
              metrics: {{ listen: \"{}\" }}\n\
              shards: {shards}\n{extra}\n",
             self.listen_port,

@@ -16,13 +16,18 @@ use http::Method;
 const PIECE: u64 = 4 << 20;
 const TWO_PIECES: u64 = PIECE + 12_345;
 
+/// Every read is one of the disk.
+fn from_disk() -> Result<Scene> {
+    Scene::start_with(|spec| spec.hot = false)
+}
+
 fn crc_failures(scene: &Scene) -> Result<f64> {
     Ok(scene.peer.metrics()?.sum("dfstore_crc_failures_total", &[]))
 }
 
 #[test]
 fn a_flipped_byte_of_a_clean_object_is_replaced_from_the_bucket() -> Result<()> {
-    let scene = Scene::start()?;
+    let scene = from_disk()?;
     let payload = Payload::new(1, TWO_PIECES);
     scene.put("clean", SYNC, payload)?;
     scene.backend.forget();
@@ -38,7 +43,7 @@ fn a_flipped_byte_of_a_clean_object_is_replaced_from_the_bucket() -> Result<()> 
 
 #[test]
 fn a_flipped_byte_of_a_dirty_object_is_an_error_and_never_reaches_anyone() -> Result<()> {
-    let mut scene = Scene::start()?;
+    let mut scene = from_disk()?;
     let (dirty, ephemeral) = (Payload::new(2, TWO_PIECES), Payload::new(3, TWO_PIECES));
     scene.backend.set_rules([Rule::on(Method::PUT, Fault::internal_error())]);
     for (key, mode, payload) in [("dirty", ASYNC, dirty), ("ephemeral", EPHEMERAL, ephemeral)] {

@@ -9,7 +9,7 @@ use dfstore_tests::data::Payload;
 use dfstore_tests::eventually;
 use dfstore_tests::faulty_backend::{Fault, Rule};
 use dfstore_tests::http::Connection;
-use dfstore_tests::scene::{ASYNC, BUCKET, EPHEMERAL, PATIENCE, Scene, expect, right, right_range, same};
+use dfstore_tests::scene::{ASYNC, BUCKET, EPHEMERAL, PATIENCE, SYNC, Scene, expect, right, right_range, same};
 use http::Method;
 
 const PIECE: u64 = 4 << 20;
@@ -308,5 +308,43 @@ fn one_connection_reads_cold_objects_of_all_shards() -> Result<()> {
         }
     }
     drop(connection);
+    scene.rests()
+}
+
+/// Pieces in the store that were read from memory, and from disk.
+fn piece_reads(scene: &Scene) -> Result<(u64, u64)> {
+    let metrics = scene.peer.metrics()?;
+    let count = |from| metrics.sum("dfstore_piece_reads_total", &[("from", from)]) as u64;
+    Ok((count("memory"), count("disk")))
+}
+
+#[test]
+fn what_is_used_again_comes_from_memory_and_gives_way_to_what_needs_the_room() -> Result<()> {
+    let mut scene = Scene::start()?;
+    let (hot, large) = (Payload::new(1, 2 * PIECE), Payload::new(2, 80 << 20));
+    scene.put("hot", SYNC, hot)?;
+    scene.read("hot", hot)?;
+    assert_eq!(piece_reads(&scene)?, (2, 0), "it was just written");
+    scene.put("large", SYNC, large)?;
+    // Far more than the share of reads passes through, several at once, and finds room.
+    for _ in 0..2 {
+        thread::scope(|scope| -> Result<()> {
+            let readers: Vec<_> = (0..3).map(|_| scope.spawn(|| scene.read("large", large))).collect();
+            readers.into_iter().try_for_each(|reader| reader.join().expect("no panic").map(drop))
+        })?;
+        scene.read("hot", hot)?;
+    }
+    let metrics = scene.peer.metrics()?;
+    let (kept, all) = (metrics.sum("dfstore_arena_hot_bytes", &[]), metrics.sum("dfstore_arena_bytes", &[]));
+    assert!(kept > 0.0 && kept <= all * 3.0 / 8.0, "{kept} of {all}");
+    scene.read("hot", hot)?;
+    let before = piece_reads(&scene)?;
+    let damaged = |scene: &Scene| Ok::<_, anyhow::Error>(scene.peer.metrics()?.sum("dfstore_crc_failures_total", &[]));
+    scene.peer.flip_on_disk(hot, 100)?;
+    scene.read("hot", hot)?;
+    assert_eq!((piece_reads(&scene)?, damaged(&scene)?), ((before.0 + 2, before.1), 0.0), "the disk is not asked");
+    scene.peer.restart()?;
+    scene.read("hot", hot)?;
+    assert_eq!(damaged(&scene)?, 1.0, "nothing is in memory after a start");
     scene.rests()
 }

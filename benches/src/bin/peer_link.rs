@@ -44,6 +44,10 @@ struct Arguments {
     /// Who makes the receiver fetch.
     #[arg(long, value_enum, default_value_t = By::Prefetch)]
     by: By,
+    /// The sender has the object in memory, as after it was read or written, instead of on disk alone. Both peers get a
+    /// memory budget of four times the object.
+    #[arg(long)]
+    hot: bool,
     /// Shards of each peer.
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=64))]
     shards: u32,
@@ -68,7 +72,8 @@ fn run(arguments: Arguments) -> Result<()> {
     let length = arguments.object_mib << 20;
     let builder = Cluster::builder().seeds(1).peers(1).all(|_, options| {
         options.capacity = format!("{}MiB", 2 * arguments.object_mib + 1024);
-        options.memory_budget = "512MiB".to_owned();
+        let memory_mib = if arguments.hot { 4 * arguments.object_mib } else { 512 };
+        (options.memory_budget, options.hot) = (format!("{memory_mib}MiB"), arguments.hot);
         options.shards = arguments.shards.to_string();
     });
     let mut cluster = builder.start()?;
@@ -87,7 +92,8 @@ fn run(arguments: Arguments) -> Result<()> {
             receivers.add(receiver, reference.receiver);
         }
     }
-    println!("{:?}, {} MiB a run", arguments.by, arguments.object_mib);
+    let from = if arguments.hot { "memory" } else { "disk" };
+    println!("{:?} from {from}, {} MiB a run", arguments.by, arguments.object_mib);
     println!("\nthe peer that sends, against iperf3's sender\n{senders}");
     println!("the peer that receives, against iperf3's receiver\n{receivers}");
     Ok(())

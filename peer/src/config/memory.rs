@@ -18,8 +18,10 @@ pub const BUDGET_BYTES_MAX: u64 = 4 << 40;
 pub struct MemoryPlan {
     /// All of it.
     pub budget_bytes: u64,
-    /// The piece arena: every piece in flight.
+    /// The piece arena: every piece in flight, and those that stay in memory.
     pub arena_bytes: usize,
+    /// Whether pieces that were read or came of late stay in memory while there is room.
+    pub keeps_hot: bool,
     /// Page cache of the catalog's database.
     pub catalog_cache_bytes: usize,
     /// The index of tasks and pieces in memory, over all shards.
@@ -39,6 +41,7 @@ impl MemoryPlan {
         MemoryPlan {
             budget_bytes,
             arena_bytes: bytes(arena / (2 * MIB) * (2 * MIB)),
+            keeps_hot: true,
             catalog_cache_bytes: bytes(catalog_cache),
             index_bytes: bytes(index),
             session_bytes: bytes(session),

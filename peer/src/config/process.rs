@@ -27,13 +27,17 @@ pub(super) fn read(report: &mut Report, root: &mut Section<'_>) -> Process {
     let mut memory = root.section_or_empty(report, "memory");
     let bounds = BUDGET_BYTES_MIN..=BUDGET_BYTES_MAX;
     let budget = memory.value(report, "budget", |text| units::size_within(text, &bounds));
+    let hot = memory.value(report, "hot", units::boolean);
     memory.done(report);
     let mut metrics = root.section_or_empty(report, "metrics");
     let listen = metrics.value(report, "listen", units::address);
     metrics.done(report);
     Process {
         shards,
-        memory: MemoryPlan::new(budget.unwrap_or(BUDGET_BYTES_DEFAULT)),
+        memory: MemoryPlan {
+            keeps_hot: hot.unwrap_or(true),
+            ..MemoryPlan::new(budget.unwrap_or(BUDGET_BYTES_DEFAULT))
+        },
         metrics: MetricsOptions { listen },
         log: read_log(report, root),
     }

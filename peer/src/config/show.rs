@@ -48,6 +48,7 @@ impl fmt::Display for Config {
         writeln!(f, "  scrubRate: {}", show_size(store.scrub_bytes_per_second))?;
         writeln!(f, "memory:")?;
         writeln!(f, "  budget: {} # arena {}", show_size(memory.budget_bytes), show_size(memory.arena_bytes as u64))?;
+        writeln!(f, "  hot: {}", memory.keeps_hot)?;
         match self.metrics.listen {
             Some(listen) => writeln!(f, "metrics:\n  listen: {listen}")?,
             None => writeln!(f, "# metrics: at /metrics of {}", http.listen)?,

@@ -100,7 +100,7 @@ fn an_unknown_key_names_its_place_and_the_nearest_one() {
     refused(with("endpont: x", ""), "peer.yaml:5:3: unknown key \"objectStorage.endpont\"; did you mean \"endpoint\"?");
     refused(with("", "storge: {}"), "unknown key \"storge\"; did you mean \"storage\"?");
     refused(with("capacity: 1GiB", ""), "did you mean \"storage.capacity\"?");
-    refused(with("", "memory: { zebra: 1 }"), "unknown key \"memory.zebra\"; known here: budget");
+    refused(with("", "memory: { zebra: 1 }"), "unknown key \"memory.zebra\"; known here: budget, hot");
     refused(with("tcpListen: { prot: 1 }", ""), "unknown key \"objectStorage.tcpListen.prot\"; did you mean \"port\"?");
     refused(with("", "manager: { netAddr: [] }"), "did you mean \"netAddrs\"?");
 }

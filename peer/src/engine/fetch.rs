@@ -338,7 +338,7 @@ impl Owner {
     /// Puts a fetched piece on disk and into the catalog, if its version is still current.
     async fn keep(self: &Rc<Self>, version: &Rc<Version>, number: u32, slot: Slot, crc32: u32) {
         let length = u32::try_from(slot.len()).expect("at most a piece");
-        let stored = self.write_new(slot, Some(&version.task)).await;
+        let stored = self.write_new(slot.clone(), Some(&version.task)).await;
         let task = self.known(&version.task);
         // The record of what replaces the version must come after this one.
         let commit = match &task {
@@ -349,6 +349,7 @@ impl Owner {
         match (stored, task.as_ref().filter(|task| task.is_current(version))) {
             (Ok(reservation), Some(task)) => {
                 let piece = StoredPiece { length, crc32, lease: reservation.keep() };
+                self.context.arena.keep_hot(piece.lease.hot(), &slot);
                 self.eviction.borrow_mut().grow(version.task, piece.lease.length_bytes());
                 if let Some(hold) = version.dirty.borrow().as_ref() {
                     hold.grow(u64::from(length));

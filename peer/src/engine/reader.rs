@@ -112,6 +112,11 @@ impl Reader {
                 PieceAnswer::Later => return Ok(None),
                 PieceAnswer::Disk { lease, crc32, source } => (lease, crc32, source),
             };
+            let metrics = self.engine.metrics();
+            if let Some(slot) = lease.hot().read() {
+                metrics.piece_read(true);
+                return Ok(Some((slot, crc32, source)));
+            }
             let arena = self.engine.arena();
             let slot = if urgent {
                 let slot = timeout(ADMISSION_TIMEOUT, arena.take(length, Holder::Serve)).await;
@@ -121,7 +126,11 @@ impl Reader {
                 slot
             };
             match self.engine.store().read(&lease, length, crc32, slot).await {
-                Ok(slot) => return Ok(Some((slot, crc32, source))),
+                Ok(slot) => {
+                    arena.keep_hot(lease.hot(), &slot);
+                    metrics.piece_read(false);
+                    return Ok(Some((slot, crc32, source)));
+                }
                 Err(error) => {
                     tracing::error!(%error, number, task = %self.opened.task, "a piece cannot be read from disk");
                     self.engine.quarantine(self.opened.task, stat.generation, number).await?;

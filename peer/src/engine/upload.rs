@@ -62,7 +62,9 @@ impl Upload {
         engine.admit(*task, ticket.upload, number, length).await?;
         let is_small = slot.len() <= JOURNAL_PIECE_BYTES_MAX;
         let kept = is_small.then(|| Kept::Written(Bytes::copy_from_slice(&slot)));
-        let reservation = engine.write_new(slot).await?;
+        let reservation = engine.write_new(slot.clone()).await?;
+        engine.arena().keep_hot(reservation.hot(), &slot);
+        drop(slot);
         let piece = WrittenPiece { number, length, crc32: found, reservation, kept };
         engine.written(*task, ticket.upload, piece).await?;
         Ok(found)

@@ -50,6 +50,7 @@ struct Inner {
     process: process::ProcessMetrics,
     served_bytes: Series<Counter>,
     received_bytes: Series<Counter>,
+    piece_reads: Series<Counter>,
     capacity_bytes: Gauge,
     store_used_bytes: Gauge,
     oldest_dirty_seconds: Gauge,
@@ -59,6 +60,7 @@ struct Inner {
     arena: OnceLock<Arena>,
     arena_bytes: Gauge,
     arena_held_bytes: Series<Gauge>,
+    arena_hot_bytes: Gauge,
     catalog_commits: Counter,
     catalog_changes: Counter,
     catalog_commit_duration: DurationHistogram,
@@ -82,6 +84,9 @@ impl Metrics {
         let limited = "Bytes that count against storage.dirtyLimit: dirty and ephemeral objects, and uploads under way";
         let dirty_limit_used_bytes = gauge(&mut registry, "dfstore_dirty_limit_used_bytes", limited);
         let arena_bytes = gauge(&mut registry, "dfstore_arena_bytes", "Bytes of the piece arena");
+        let hot =
+            "Bytes of the piece arena that stay in memory in case they are read again; given up when they are needed";
+        let arena_hot_bytes = gauge(&mut registry, "dfstore_arena_hot_bytes", hot);
         let poisoned = "1 after the disk failed a sync or a write: the store takes no more writes";
         let store_poisoned = gauge(&mut registry, "dfstore_store_poisoned", poisoned);
         let catalog_commits = counter(&mut registry, "dfstore_catalog_commits", "Catalog transactions made durable");
@@ -91,6 +96,7 @@ impl Metrics {
         registry.register("dfstore_catalog_commit_duration_seconds", help, catalog_commit_duration.clone());
         let gossip_refused = counter(&mut registry, "dfstore_gossip_refused", "Datagrams of strangers, dropped");
         let served = "Object bytes sent to clients, by where they came from";
+        let reads = "Pieces in the store that were read, for clients and for other peers, by where they lay";
         let received = "Object bytes received from clients, by face";
         let conflicts = "Pending writes that found the object changed by others in the backend, and did not replace it";
         let writeback_conflicts = counter(&mut registry, "dfstore_writeback_conflicts", conflicts);
@@ -104,6 +110,7 @@ impl Metrics {
             process: process::ProcessMetrics::new(&mut registry),
             served_bytes: Series::new(&mut registry, "dfstore_served_bytes", served, SOURCES),
             received_bytes: Series::new(&mut registry, "dfstore_received_bytes", received, Face::COUNT),
+            piece_reads: Series::new(&mut registry, "dfstore_piece_reads", reads, 2),
             capacity_bytes,
             store_used_bytes,
             oldest_dirty_seconds,
@@ -112,6 +119,7 @@ impl Metrics {
             writeback_conflicts,
             arena: OnceLock::new(),
             arena_bytes,
+            arena_hot_bytes,
             arena_held_bytes: Series::new(&mut registry, "dfstore_arena_held_bytes", held, Holder::ALL.len()),
             catalog_commits,
             catalog_changes,
@@ -132,6 +140,12 @@ impl Metrics {
     pub fn served(&self, source: Source, bytes: u64) {
         let labels = || vec![("source", source.name().into())];
         self.0.served_bytes.at(source as usize, labels).inc_by(bytes);
+    }
+
+    /// A piece in the store was read: from memory, or from disk.
+    pub fn piece_read(&self, from_memory: bool) {
+        let labels = || vec![("from", if from_memory { "memory" } else { "disk" }.into())];
+        self.0.piece_reads.at(from_memory.into(), labels).inc();
     }
 
     /// Object bytes came from a client.
@@ -245,6 +259,7 @@ impl Metrics {
         inner.oldest_dirty_seconds.set(signed(unix_ms().saturating_sub(oldest) / 1000));
         if let Some(arena) = inner.arena.get() {
             inner.arena_bytes.set(signed(arena.bytes() as u64));
+            inner.arena_hot_bytes.set(signed(arena.idle_hot_bytes() as u64));
             for holder in Holder::ALL {
                 let labels = || vec![("holder", holder.name().into())];
                 let held = arena.held_bytes(holder) as u64;

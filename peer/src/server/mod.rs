@@ -113,7 +113,8 @@ pub fn run(config: Config, metrics: Metrics, redactions: Redactions) -> Result<(
     let mut signals = Signals::new([SIGTERM, SIGINT]).map_err(StartError::Signals)?;
     let health = Health::new();
     let arena_bytes = config.memory.arena_bytes;
-    let arena = Arena::new(arena_bytes).map_err(|source| StartError::Arena { bytes: arena_bytes, source })?;
+    let arena = Arena::with_hot(arena_bytes, config.memory.keeps_hot)
+        .map_err(|source| StartError::Arena { bytes: arena_bytes, source })?;
     metrics.watch_arena(arena.clone());
     let listeners = bind(&config)?;
     let api = listeners[0].local_addr().map_err(|source| StartError::Listen { address: any(&config), source })?;

@@ -9,6 +9,7 @@ use std::ops::Deref;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 
+use crate::rt::arena::Hot;
 use crate::store::StoreError;
 use crate::store::extents::ExtentList;
 use crate::store::plain::WriteState;
@@ -22,16 +23,27 @@ pub(super) struct Held {
     release: AtomicBool,
     /// The write that readers wait for, if there is one.
     write: OnceLock<Arc<WriteState>>,
+    /// Where the bytes may stay in memory.
+    hot: OnceLock<Hot>,
 }
 
 impl Held {
     fn new(space: Arc<Space>, extents: ExtentList, releases: bool) -> Arc<Held> {
-        Arc::new(Held { space, extents, release: AtomicBool::new(releases), write: OnceLock::new() })
+        Arc::new(Held {
+            space,
+            extents,
+            release: AtomicBool::new(releases),
+            write: OnceLock::new(),
+            hot: OnceLock::new(),
+        })
     }
 }
 
 impl Drop for Held {
     fn drop(&mut self) {
+        if let Some(hot) = self.hot.get() {
+            hot.clear();
+        }
         if self.release.load(Ordering::Acquire) {
             self.space.release(&self.extents);
         }
@@ -49,6 +61,11 @@ impl Reservation {
     /// The blocks.
     pub fn extents(&self) -> &ExtentList {
         &self.0.extents
+    }
+
+    /// Where the bytes of the piece may stay in memory.
+    pub fn hot(&self) -> &Hot {
+        self.0.hot.get_or_init(Hot::default)
     }
 
     /// From here on the blocks stay taken even if every lease is lost. To be called *before* the change that names
@@ -77,6 +94,11 @@ impl Lease {
     /// The blocks.
     pub fn extents(&self) -> &ExtentList {
         &self.0.extents
+    }
+
+    /// Where the bytes of the piece may stay in memory.
+    pub fn hot(&self) -> &Hot {
+        self.0.hot.get_or_init(Hot::default)
     }
 
     /// From now on readers wait for this write.

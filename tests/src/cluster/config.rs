@@ -15,6 +15,8 @@ pub struct NodeOptions {
     pub capacity: String,
     /// `memory.budget`. Small by default: several nodes run at once.
     pub memory_budget: String,
+    /// `memory.hot`.
+    pub hot: bool,
     /// `shards`.
     pub shards: String,
     /// `objectStorage.freshness`, as YAML writes it; empty for the default.
@@ -42,6 +44,7 @@ impl Default for NodeOptions {
         NodeOptions {
             capacity: "2GiB".to_owned(),
             memory_budget: "64MiB".to_owned(),
+            hot: true,
             shards: "1".to_owned(),
             freshness: String::new(),
             max_replicas: None,

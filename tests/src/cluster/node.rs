@@ -101,6 +101,7 @@ impl Node {
             capacity: options.capacity.clone(),
             storage: "scrubRate: 1GiB".to_owned(),
             memory_budget: options.memory_budget.clone(),
+            hot: options.hot,
             shards: options.shards.clone(),
             extra: cluster_lines(role, options, wiring, ports, proxy.map(|proxy| proxy.address().port())),
             object_storage: object_storage(options),

@@ -241,8 +241,14 @@ impl Owner {
     /// the receiver has gone is no failure of ours.
     async fn feed(&self, pieces: Vec<(u32, StoredPiece)>, sender: Sender<Slot>) -> Option<u32> {
         for (number, piece) in pieces {
-            let slot = self.context.arena.take(piece.length as usize, Holder::WriteBack).await;
-            let read = self.context.background.read_piece(piece.lease, piece.length as usize, piece.crc32, slot).await;
+            let read = match piece.lease.hot().peek() {
+                Some(slot) => Ok(slot),
+                None => {
+                    let slot = self.context.arena.take(piece.length as usize, Holder::WriteBack).await;
+                    let background = &self.context.background;
+                    background.read_piece(piece.lease, piece.length as usize, piece.crc32, slot).await
+                }
+            };
             let read = read.inspect_err(|error| {
                 tracing::error!(%error, number, "a piece that the backend does not have yet cannot be read");
             });

@@ -6,18 +6,24 @@
 //! to clients and handed to the backend without a copy. When the last holder drops it the slot is free again.
 //!
 //! Slots are counted by [`Holder`], each with a share of the area, so that no kind of work can starve another.
-//! Memory is touched on first use only: an idle peer costs little.
+//! Memory is touched on first use only: an idle peer costs little. What nobody needs now keeps bytes that may be read
+//! again soon ([`hot`]); it is given up as soon as somebody asks for memory.
 
-use std::ops::{Deref, DerefMut};
+mod hot;
+mod slot;
+
 use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use bytes::Bytes;
 use crossbeam_queue::ArrayQueue;
 use event_listener::Event;
 
+pub use hot::Hot;
+pub use slot::{Slot, SlotBlocks, SlotMut};
+
 use crate::limits::{BLOCK_BYTES, PIECE_BYTES};
+use hot::HotTier;
 
 const HUGE_PAGE_BYTES: usize = 2 << 20;
 /// Slot sizes in bytes, ascending. The last one is a whole piece.
@@ -33,7 +39,7 @@ const _: () = assert!(CLASS_BYTES[3] == PIECE_BYTES as usize && CLASS_BYTES[3].i
 /// never takes what another one is owed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Holder {
-    /// Pieces read from disk on their way to a client.
+    /// Pieces read from disk on their way to a client, and those that stay in memory for the next reader.
     Serve = 0,
     /// Pieces on their way from the backend or a peer to the disk and to the clients that wait for them.
     Fetch = 1,
@@ -70,6 +76,8 @@ struct Area {
     held_bytes: [AtomicUsize; 4],
     share_bytes: [usize; 4],
     freed: Event,
+    hot: HotTier,
+    keeps_hot: bool,
     /// Takers that wait now, by holder and smallest class that would do.
     waiting: [[AtomicUsize; 4]; 4],
 }
@@ -92,6 +100,11 @@ unsafe impl Sync for Area {}
 impl Arena {
     /// Maps an area of `bytes` (rounded down to whole huge pages).
     pub fn new(bytes: usize) -> std::io::Result<Arena> {
+        Arena::with_hot(bytes, true)
+    }
+
+    /// As [`new`](Self::new). `keeps_hot`: what is read may stay in memory.
+    pub fn with_hot(bytes: usize, keeps_hot: bool) -> std::io::Result<Arena> {
         let bytes = bytes / HUGE_PAGE_BYTES * HUGE_PAGE_BYTES;
         assert!(bytes >= ARENA_BYTES_MIN, "arena of {bytes} bytes: the configuration checks the minimum");
         let base = map_huge(bytes)?;
@@ -105,6 +118,7 @@ impl Arena {
         }
         classes.push(Class::new(0, offset / CLASS_BYTES[3]));
         let classes: [Class; 4] = classes.try_into().unwrap_or_else(|_| unreachable!("four classes"));
+        let slots = [0, 1, 2, 3].map(|class: usize| classes[class].free_count());
         Ok(Arena(Arc::new(Area {
             base,
             bytes,
@@ -112,6 +126,8 @@ impl Arena {
             held_bytes: Default::default(),
             share_bytes: Holder::SHARE_EIGHTHS.map(|eighths| bytes / 8 * eighths),
             freed: Event::new(),
+            hot: HotTier::new(&slots),
+            keeps_hot,
             waiting: Default::default(),
         })))
     }
@@ -146,21 +162,38 @@ impl Arena {
     fn take_now(&self, len: usize, holder: Holder) -> Option<SlotMut> {
         let area = &self.0;
         for (class, bytes) in CLASS_BYTES.into_iter().enumerate().skip(class_for(len)) {
-            let held = area.held_bytes[holder as usize].fetch_add(bytes, Ordering::AcqRel);
-            if held + bytes <= area.share_bytes[holder as usize]
-                && let Some(index) = area.classes[class].take()
-            {
-                return Some(SlotMut { area: area.clone(), class, index, holder, len: 0 });
+            if !area.claim(bytes, holder) {
+                continue;
+            }
+            loop {
+                if let Some(index) = area.classes[class].take() {
+                    return Some(SlotMut::new(area.clone(), class, index, holder));
+                }
+                if !area.hot.shed(class) {
+                    break;
+                }
             }
             area.held_bytes[holder as usize].fetch_sub(bytes, Ordering::AcqRel);
         }
         None
     }
 
+    /// Keeps the bytes of a piece in memory as long as nobody needs the room, for the next who reads them.
+    pub fn keep_hot(&self, hot: &Hot, slot: &Slot) {
+        if self.0.keeps_hot && slot.pass_to(Holder::Serve) {
+            self.0.hot.keep(hot, slot);
+        }
+    }
+
+    /// Bytes that stay in memory only in case they are read again.
+    pub fn idle_hot_bytes(&self) -> usize {
+        self.0.hot.idle_bytes()
+    }
+
     /// Whether this many more slots of `len` bytes could be taken now.
     pub fn has_room(&self, len: usize, holder: Holder, slots: usize) -> bool {
         let (area, class) = (&self.0, class_for(len));
-        let free: usize = area.classes[class..].iter().map(Class::free_count).sum();
+        let free: usize = (class..CLASS_BYTES.len()).map(|at| area.classes[at].free_count() + area.hot.count(at)).sum();
         let held = area.held_bytes[holder as usize].load(Ordering::Acquire);
         free >= slots && held + slots * CLASS_BYTES[class] <= area.share_bytes[holder as usize]
     }
@@ -170,9 +203,27 @@ impl Arena {
         self.0.bytes
     }
 
-    /// Bytes a holder has taken now. Zero for every holder when the process is at rest.
+    /// Bytes a holder uses now. Zero for every holder when the process is at rest.
     pub fn held_bytes(&self, holder: Holder) -> usize {
-        self.0.held_bytes[holder as usize].load(Ordering::Acquire)
+        let held = self.0.held_bytes[holder as usize].load(Ordering::Acquire);
+        if holder == Holder::Serve { held.saturating_sub(self.idle_hot_bytes()) } else { held }
+    }
+}
+
+impl Area {
+    /// Counts so many bytes for a holder, if its share has room for them or what is hot makes room.
+    fn claim(&self, bytes: usize, holder: Holder) -> bool {
+        let (held, share) = (&self.held_bytes[holder as usize], self.share_bytes[holder as usize]);
+        loop {
+            if held.fetch_add(bytes, Ordering::AcqRel) + bytes <= share {
+                return true;
+            }
+            held.fetch_sub(bytes, Ordering::AcqRel);
+            // The largest first: one of them may do.
+            if holder != Holder::Serve || !(0..CLASS_BYTES.len()).rev().any(|class| self.hot.shed(class)) {
+                return false;
+            }
+        }
     }
 }
 
@@ -226,151 +277,6 @@ impl Drop for Area {
     fn drop(&mut self) {
         // SAFETY: `base` and `bytes` are what `map_huge` mapped, and no slot outlives the area it counts.
         unsafe { libc::munmap(self.base.as_ptr().cast(), self.bytes) };
-    }
-}
-
-/// An exclusive slot: a buffer that a socket or file may fill. `len` bytes of it are initialised.
-pub struct SlotMut {
-    area: Arc<Area>,
-    class: usize,
-    index: u32,
-    holder: Holder,
-    len: usize,
-}
-
-impl SlotMut {
-    /// Bytes that fit, a multiple of the block size.
-    pub fn capacity(&self) -> usize {
-        CLASS_BYTES[self.class]
-    }
-
-    /// Sets how many bytes count as filled. What lies between was zeroed or written earlier by this process.
-    pub fn set_len(&mut self, len: usize) {
-        assert!(len <= self.capacity());
-        self.len = len;
-    }
-
-    /// Appends as much of `bytes` as fits; returns how much.
-    pub fn append(&mut self, bytes: &[u8]) -> usize {
-        let n = bytes.len().min(self.capacity() - self.len);
-        let start = self.len;
-        self.len += n;
-        self[start..].copy_from_slice(&bytes[..n]);
-        n
-    }
-
-    /// Zeroes what lies between the filled bytes and the next block border, so that direct I/O writes no old bytes.
-    pub fn zero_block_tail(&mut self) {
-        let len = self.len;
-        let padded = len.next_multiple_of(BLOCK_BYTES as usize);
-        self.len = padded;
-        self[len..].fill(0);
-        self.len = len;
-    }
-
-    /// Makes the slot immutable and shareable.
-    pub fn freeze(self) -> Slot {
-        Slot(Arc::new(self))
-    }
-
-    fn start(&self) -> *mut u8 {
-        let class = &self.area.classes[self.class];
-        let offset = class.offset + self.index as usize * self.capacity();
-        debug_assert!(offset + self.capacity() <= self.area.bytes);
-        // SAFETY: the offset of a slot lies within the area.
-        unsafe { self.area.base.as_ptr().add(offset) }
-    }
-}
-
-impl Deref for SlotMut {
-    type Target = [u8];
-    fn deref(&self) -> &[u8] {
-        // SAFETY: the memory belongs to this slot alone, is mapped (and so zeroed) from the start, and `len` is
-        // within its capacity.
-        unsafe { std::slice::from_raw_parts(self.start(), self.len) }
-    }
-}
-
-impl DerefMut for SlotMut {
-    fn deref_mut(&mut self) -> &mut [u8] {
-        // SAFETY: as for `deref`; `&mut self` makes it exclusive.
-        unsafe { std::slice::from_raw_parts_mut(self.start(), self.len) }
-    }
-}
-
-impl Drop for SlotMut {
-    fn drop(&mut self) {
-        let returned = self.area.classes[self.class].free.push(self.index);
-        debug_assert!(returned.is_ok(), "a slot came back twice");
-        self.area.held_bytes[self.holder as usize].fetch_sub(self.capacity(), Ordering::AcqRel);
-        // All waiters look again: they wait for different classes and shares.
-        self.area.freed.notify(usize::MAX);
-    }
-}
-
-// SAFETY: the pointer stays valid and in place while the slot lives, moved or not; `bytes_init` bytes are readable.
-unsafe impl monoio::buf::IoBuf for SlotMut {
-    fn read_ptr(&self) -> *const u8 {
-        self.start()
-    }
-    fn bytes_init(&self) -> usize {
-        self.len
-    }
-}
-
-// SAFETY: as above, and `bytes_total` bytes are writable by the one owner.
-unsafe impl monoio::buf::IoBufMut for SlotMut {
-    fn write_ptr(&mut self) -> *mut u8 {
-        self.start()
-    }
-    fn bytes_total(&mut self) -> usize {
-        self.capacity()
-    }
-    unsafe fn set_init(&mut self, pos: usize) {
-        self.len = self.len.max(pos);
-    }
-}
-
-/// An immutable, counted slot. Clones share the memory.
-#[derive(Clone)]
-pub struct Slot(Arc<SlotMut>);
-
-impl Slot {
-    /// The filled bytes as `Bytes` that keep the slot alive. No copy.
-    pub fn into_bytes(self) -> Bytes {
-        Bytes::from_owner(self)
-    }
-
-    /// The filled bytes padded to whole blocks, for direct I/O. The padding was zeroed before freezing.
-    pub fn blocks(self) -> SlotBlocks {
-        SlotBlocks(self)
-    }
-}
-
-impl Deref for Slot {
-    type Target = [u8];
-    fn deref(&self) -> &[u8] {
-        &self.0
-    }
-}
-
-impl AsRef<[u8]> for Slot {
-    fn as_ref(&self) -> &[u8] {
-        &self.0
-    }
-}
-
-/// A frozen slot seen in whole blocks.
-pub struct SlotBlocks(Slot);
-
-// SAFETY: the pointer stays valid while the slot lives; the padding up to the next block lies within the slot, whose
-// capacity is a multiple of the block size, and all its memory is initialised.
-unsafe impl monoio::buf::IoBuf for SlotBlocks {
-    fn read_ptr(&self) -> *const u8 {
-        self.0.0.start()
-    }
-    fn bytes_init(&self) -> usize {
-        self.0.len().next_multiple_of(BLOCK_BYTES as usize)
     }
 }
 

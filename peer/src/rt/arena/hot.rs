@@ -1,0 +1,304 @@
+//! Pieces that stay in memory after their use, in slots that nobody needs now: the hot tier.
+//!
+//! A [`Hot`] is where the bytes of one piece may stay. It belongs to whoever names the piece, and its bytes go with it, so
+//! nothing that was replaced is ever found here. Which pieces stay is S3-FIFO (Yang et al., SOSP 2023) for each size of
+//! slots: what is new comes into a small queue and leaves memory from there unless it was read meanwhile; what was read,
+//! or comes back soon after it left, goes into the main queue, where each read is worth another round. So a large object
+//! that is read once passes through without displacing what is read again and again.
+//!
+//! Nothing here decides how much stays: takers of slots [`shed`](HotTier::shed) what they need the room of. A slot that
+//! somebody reads from is passed over, it would not become free.
+
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use crate::rt::arena::{CLASS_BYTES, Slot};
+
+/// The small queue holds one of so many pieces.
+const SMALL_DIVISOR: usize = 10;
+/// Reads that count.
+const READS_MAX: u8 = 3;
+
+/// Where the bytes of one piece may stay in memory.
+#[derive(Clone, Default)]
+pub struct Hot(Arc<Mutex<Place>>);
+
+#[derive(Default)]
+struct Place {
+    slot: Option<Slot>,
+    reads: u8,
+    /// How many pieces of its size had left memory when this one did.
+    left_as: Option<usize>,
+}
+
+impl Hot {
+    /// The bytes, if they are in memory; counted as a read.
+    pub fn read(&self) -> Option<Slot> {
+        let mut place = lock(&self.0);
+        let slot = place.slot.clone()?;
+        place.reads = (place.reads + 1).min(READS_MAX);
+        Some(slot)
+    }
+
+    /// The bytes, if they are in memory, for a use that says nothing about later ones.
+    pub fn peek(&self) -> Option<Slot> {
+        lock(&self.0).slot.clone()
+    }
+
+    /// The piece is gone: its bytes leave memory.
+    pub fn clear(&self) {
+        let slot = lock(&self.0).slot.take();
+        drop(slot);
+    }
+}
+
+/// The queues, one pair for each size of slots.
+pub struct HotTier {
+    classes: [Class; CLASS_BYTES.len()],
+}
+
+struct Class {
+    /// Slots of this size that there are.
+    slots: usize,
+    /// Places in the queues; those whose piece has gone are among them for a while.
+    count: AtomicUsize,
+    queues: Mutex<Queues>,
+}
+
+#[derive(Default)]
+struct Queues {
+    small: VecDeque<Hot>,
+    main: VecDeque<Hot>,
+    /// Pieces that have left memory.
+    left: usize,
+}
+
+/// What becomes of the oldest of a queue.
+enum Fate {
+    Gone,
+    Again(Hot),
+    Promoted(Hot),
+    Leaves(Slot),
+}
+
+impl HotTier {
+    /// Empty. `slots`: how many there are of each size.
+    pub fn new(slots: &[usize; CLASS_BYTES.len()]) -> HotTier {
+        let class = |slots| Class { slots, count: AtomicUsize::new(0), queues: Mutex::default() };
+        HotTier { classes: slots.map(class) }
+    }
+
+    /// Keeps a piece, unless it is here already.
+    pub fn keep(&self, hot: &Hot, slot: &Slot) {
+        let class = &self.classes[slot.class()];
+        let mut queues = lock(&class.queues);
+        let is_back = {
+            let mut place = lock(&hot.0);
+            if place.slot.is_some() {
+                return;
+            }
+            (place.slot, place.reads) = (Some(slot.clone()), 0);
+            place.left_as.take().is_some_and(|at| queues.left - at <= queues.main.len().max(1))
+        };
+        if queues.small.len() + queues.main.len() > 2 * class.slots {
+            queues.forget_gone();
+        }
+        if is_back {
+            queues.main.push_back(hot.clone())
+        } else {
+            queues.small.push_back(hot.clone())
+        }
+        class.count.store(queues.small.len() + queues.main.len(), Ordering::Release);
+    }
+
+    /// Frees a slot of this size; `false` when there is none that nobody reads from.
+    pub fn shed(&self, class: usize) -> bool {
+        let class = &self.classes[class];
+        if class.count.load(Ordering::Acquire) == 0 {
+            return false;
+        }
+        let mut queues = lock(&class.queues);
+        let slot = queues.shed();
+        class.count.store(queues.small.len() + queues.main.len(), Ordering::Release);
+        drop(queues);
+        slot.is_some()
+    }
+
+    /// About how many slots of this size could be freed.
+    pub fn count(&self, class: usize) -> usize {
+        self.classes[class].count.load(Ordering::Acquire)
+    }
+
+    /// Bytes of the slots that nobody reads from.
+    pub fn idle_bytes(&self) -> usize {
+        let idle = |class: &Class| {
+            let queues = lock(&class.queues);
+            let places = queues.small.iter().chain(&queues.main);
+            places.filter(|hot| lock(&hot.0).slot.as_ref().is_some_and(Slot::is_sole)).count()
+        };
+        CLASS_BYTES.iter().zip(&self.classes).map(|(bytes, class)| bytes * idle(class)).sum()
+    }
+}
+
+impl Queues {
+    fn shed(&mut self) -> Option<Slot> {
+        // Each piece is looked at once for each read that it may have, and once more.
+        let looks = (self.small.len() + self.main.len()) * (usize::from(READS_MAX) + 2);
+        for _ in 0..looks {
+            let of_small =
+                self.main.is_empty() || self.small.len() * SMALL_DIVISOR > self.small.len() + self.main.len();
+            let oldest = if of_small { self.small.pop_front() } else { self.main.pop_front() };
+            match self.judge(oldest?, of_small) {
+                Fate::Gone => {}
+                Fate::Again(hot) if of_small => self.small.push_back(hot),
+                Fate::Again(hot) | Fate::Promoted(hot) => self.main.push_back(hot),
+                Fate::Leaves(slot) => return Some(slot),
+            }
+        }
+        None
+    }
+
+    fn judge(&mut self, hot: Hot, of_small: bool) -> Fate {
+        let mut place = lock(&hot.0);
+        let fate = match &place.slot {
+            None => Fate::Gone,
+            Some(_) if place.reads > 0 => {
+                place.reads = if of_small { 0 } else { place.reads - 1 };
+                Fate::Promoted(hot.clone())
+            }
+            Some(slot) if !slot.is_sole() => Fate::Again(hot.clone()),
+            Some(_) => {
+                self.left += 1;
+                place.left_as = Some(self.left);
+                place.slot.take().map_or(Fate::Gone, Fate::Leaves)
+            }
+        };
+        drop(place);
+        fate
+    }
+
+    fn forget_gone(&mut self) {
+        for queue in [&mut self.small, &mut self.main] {
+            queue.retain(|hot| lock(&hot.0).slot.is_some());
+        }
+    }
+}
+
+/// Nobody panics while he holds one of these locks, and what they guard is whole after each line.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::limits::PIECE_BYTES;
+    use crate::rt::arena::{Arena, Holder};
+
+    const PIECE: usize = PIECE_BYTES as usize;
+
+    fn arena() -> Arena {
+        Arena::new(64 << 20).expect("64 MiB can be mapped")
+    }
+
+    fn read_from_disk(arena: &Arena, hot: &Hot) {
+        let slot = arena.try_take(PIECE, Holder::Serve).expect("what is hot makes room").freeze();
+        arena.keep_hot(hot, &slot);
+    }
+
+    fn is_there(hot: &Hot) -> bool {
+        hot.peek().is_some()
+    }
+
+    #[test]
+    fn what_is_hot_makes_room_for_whoever_needs_it() {
+        let arena = arena();
+        let pieces: Vec<Hot> = (0..20).map(|_| Hot::default()).collect();
+        pieces.iter().for_each(|hot| read_from_disk(&arena, hot));
+        let kept = pieces.iter().filter(|hot| is_there(hot)).count();
+        assert!(kept >= 5, "only {kept} of the share of 24 MiB");
+        assert_eq!(arena.held_bytes(Holder::Serve), 0, "nobody uses any");
+        assert_eq!(arena.idle_hot_bytes(), kept * PIECE);
+        let taken: Vec<_> = std::iter::from_fn(|| arena.try_take(PIECE, Holder::Serve)).collect();
+        assert_eq!(taken.len(), kept, "all of the share");
+        assert!(!pieces.iter().any(is_there));
+        drop(taken);
+        assert_eq!(arena.held_bytes(Holder::Serve), 0);
+    }
+
+    #[test]
+    fn the_share_of_others_is_theirs_when_their_slots_are_hot() {
+        let arena = arena();
+        let all: Vec<_> =
+            Holder::ALL.iter().flat_map(|holder| std::iter::from_fn(|| arena.try_take(PIECE, *holder))).collect();
+        let most = all.len();
+        drop(all);
+        let pieces: Vec<Hot> = (0..20).map(|_| Hot::default()).collect();
+        pieces.iter().for_each(|hot| read_from_disk(&arena, hot));
+        let all: Vec<_> =
+            Holder::ALL.iter().rev().flat_map(|holder| std::iter::from_fn(|| arena.try_take(PIECE, *holder))).collect();
+        assert_eq!(all.len(), most);
+    }
+
+    #[test]
+    fn what_is_read_from_stays_and_is_counted_as_used() {
+        let arena = arena();
+        let hot = Hot::default();
+        read_from_disk(&arena, &hot);
+        let reader = hot.read().expect("it is in memory");
+        assert_eq!(arena.held_bytes(Holder::Serve), PIECE);
+        let others: Vec<_> = std::iter::from_fn(|| arena.try_take(PIECE, Holder::Serve)).collect();
+        assert!(!others.is_empty() && is_there(&hot));
+        drop((reader, others));
+        assert_eq!((arena.held_bytes(Holder::Serve), arena.idle_hot_bytes()), (0, PIECE));
+        hot.clear();
+        assert_eq!((arena.idle_hot_bytes(), hot.read().is_none()), (0, true));
+    }
+
+    #[test]
+    fn what_is_read_again_and_again_outlives_a_scan() {
+        let arena = arena();
+        let (first, second) = (Hot::default(), Hot::default());
+        read_from_disk(&arena, &first);
+        read_from_disk(&arena, &second);
+        for _ in 0..100 {
+            assert!(first.read().is_some(), "it is read between the others");
+            read_from_disk(&arena, &Hot::default());
+        }
+        assert!(!is_there(&second), "nobody reads it");
+    }
+
+    #[test]
+    fn what_comes_back_soon_is_kept_longer() {
+        let arena = arena();
+        let scan = |count| (0..count).for_each(|_| read_from_disk(&arena, &Hot::default()));
+        let regular: Vec<Hot> = (0..3).map(|_| Hot::default()).collect();
+        regular.iter().for_each(|hot| read_from_disk(&arena, hot));
+        regular.iter().for_each(|hot| drop(hot.read()));
+        scan(10);
+        let hot = Hot::default();
+        read_from_disk(&arena, &hot);
+        while is_there(&hot) {
+            scan(1);
+        }
+        read_from_disk(&arena, &hot);
+        scan(20);
+        assert!(is_there(&hot), "it was read twice within a short time");
+    }
+
+    #[test]
+    fn pieces_that_are_gone_leave_nothing_behind() {
+        let arena = arena();
+        for _ in 0..1000 {
+            let hot = Hot::default();
+            let slot = arena.try_take(1, Holder::Fetch).expect("free").freeze();
+            arena.keep_hot(&hot, &slot);
+            assert_eq!(arena.held_bytes(Holder::Fetch), 0, "it is counted as what it is now");
+            hot.clear();
+        }
+        let slots = arena.0.hot.classes[0].slots;
+        assert!(arena.0.hot.count(0) <= 2 * slots + 1, "{} of {slots}", arena.0.hot.count(0));
+        assert_eq!(arena.idle_hot_bytes(), 0);
+    }
+}
