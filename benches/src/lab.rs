@@ -26,18 +26,17 @@ impl Lab {
     /// Starts both. Under `cargo bench` the peer is built first where it is missing or out of date.
     pub fn start() -> Result<Lab> {
         let (capacity, budget) = if is_smoke() { ("2GiB", "128MiB") } else { ("12GiB", "1GiB") };
-        Lab::start_with(capacity, budget, "auto")
+        Lab::start_with(|spec| (spec.capacity, spec.memory_budget) = (capacity.to_owned(), budget.to_owned()))
     }
 
-    /// Starts both with this capacity, memory budget and number of shards, as the configuration file writes them.
-    pub fn start_with(capacity: &str, memory_budget: &str, shards: &str) -> Result<Lab> {
+    /// Starts both, the peer with these changes to the defaults of users.
+    pub fn start_with(change: impl FnOnce(&mut PeerSpec)) -> Result<Lab> {
         ensure_built("dfstore-peer")?;
         let server = S3sServer::start()?;
         let bucket = server.bucket("bench")?;
         let mut spec = PeerSpec::new(&bucket.endpoint);
-        spec.capacity = capacity.to_owned();
-        spec.memory_budget = memory_budget.to_owned();
-        spec.shards = shards.to_owned();
+        (spec.memory_budget, spec.shards) = ("1GiB".to_owned(), "auto".to_owned());
+        change(&mut spec);
         let peer = Peer::start_with(spec)?;
         Ok(Lab { peer, bucket, _server: server })
     }

@@ -10,6 +10,7 @@ pub mod fio;
 pub mod iperf3;
 pub mod lab;
 pub mod load;
+pub mod nginx;
 pub mod pairs;
 
 use std::process::ExitCode;

@@ -55,7 +55,9 @@ fn run(arguments: &Arguments) -> Result<bool> {
     let clients_mib = arguments.client_mib * arguments.clients as u64;
     // Everything is written once and, for a while, its older version is still there.
     let capacity = format!("{}MiB", 2 * arguments.object_mib.max(clients_mib) + 1024);
-    let mut lab = Lab::start_with(&capacity, &format!("{}MiB", arguments.budget_mib), "auto")?;
+    let mut lab = Lab::start_with(|spec| {
+        (spec.capacity, spec.memory_budget) = (capacity, format!("{}MiB", arguments.budget_mib));
+    })?;
     let pid = lab.peer.process().pid();
     let allowed = (arguments.budget_mib << 20) + OVERHEAD_BYTES;
     println!(

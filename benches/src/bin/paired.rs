@@ -1,7 +1,7 @@
 //! `dfstore-paired`: a peer and fio on the same disk in turn, so that the drift of the machine cancels out.
 //!
 //! Cold GET against fio's sequential read, acknowledged PUT against fio's sequential write, with the same block size
-//! and depth. One warm-up, then pairs; the median of the ratios counts. The peer's objects are ephemeral, so that no
+//! and depth. Nothing stays in the peer's memory between runs. One warm-up, then pairs; the median of the ratios counts. The peer's objects are ephemeral, so that no
 //! write-back competes for the disk.
 
 use std::process::ExitCode;
@@ -59,7 +59,9 @@ fn main() -> ExitCode {
 fn run(arguments: &Arguments) -> Result<()> {
     let folder = dirs::temporary("paired")?;
     let file = folder.path().join("fio");
-    let mut lab = Lab::start_with(&format!("{}MiB", 4 * arguments.run_mib + 1024), "1GiB", "auto")?;
+    let mut lab = Lab::start_with(|spec| {
+        (spec.capacity, spec.hot) = (format!("{}MiB", 4 * arguments.run_mib + 1024), false);
+    })?;
     let length = (arguments.run_mib << 20) / arguments.connections;
     let payload = Payload::new(1, length).bytes();
     let plan =

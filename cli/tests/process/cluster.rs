@@ -7,7 +7,7 @@ use std::net::TcpListener;
 use bytes::BytesMut;
 use dfstore_proto::error::{ErrorCode, ErrorReply};
 use dfstore_proto::frame::RequestId;
-use dfstore_proto::limits::NODES_MAX;
+use dfstore_proto::limits::{NODES_MAX, VERSION_MAX};
 use dfstore_proto::message::{HelloAck, HolderInfo, Message, NodeFailure, NodeInfo, NodeRole};
 use dfstore_proto::object::PieceRun;
 use serde_json::{Value, json};
@@ -231,7 +231,7 @@ fn old_peer() -> (String, std::thread::JoinHandle<()>) {
         let (mut stream, _) = listener.accept().expect("a client");
         let mut opening = [0; 1024];
         let read = stream.read(&mut opening).expect("a hello");
-        assert_eq!(opening[4..6], [1, 3], "our client speaks versions 1 to 3: {:?}", &opening[..read]);
+        assert_eq!(opening[4..6], [1, VERSION_MAX], "our client speaks all versions: {:?}", &opening[..read]);
         let ack = HelloAck {
             version: 1,
             node: "old".into(),

@@ -3,6 +3,8 @@
 use std::io::{Read, Write};
 use std::net::TcpListener;
 
+use dfstore_proto::limits::VERSION_MAX;
+
 use crate::fake::Fake;
 use crate::run::{Finished, Folder, dfstore, run};
 
@@ -44,7 +46,7 @@ fn help_version_and_completion_exit_with_0() {
     assert!(bare(&["--help"]).done().text().contains("completion"));
     assert!(bare(&["help", "cp"]).done().text().contains("--max-replicas"));
     let version = bare(&["version"]).done().text();
-    assert_eq!(version, format!("dfstore {}\nprotocol 3\n", env!("CARGO_PKG_VERSION")));
+    assert_eq!(version, format!("dfstore {}\nprotocol {VERSION_MAX}\n", env!("CARGO_PKG_VERSION")));
     for flag in ["--version", "-V"] {
         assert_eq!(bare(&[flag]).done().text(), version);
     }

@@ -76,6 +76,7 @@ fn shards_and_backend_are_labelled() {
     metrics.backend_finished(BackendOperation::Get, BackendOutcome::Throttled, Duration::from_millis(3));
     metrics.served(Source::Backend, 10);
     metrics.received(Face::Http, 11);
+    [false, true, false].into_iter().for_each(|from_memory| metrics.piece_read(from_memory));
     let text = metrics.encode();
     assert_eq!(value(&text, "dfstore_cache_bytes{shard=\"1\"}"), 8192.0);
     assert_eq!(value(&text, "dfstore_evicted_pieces_total{shard=\"1\"}"), 2.0);
@@ -85,6 +86,7 @@ fn shards_and_backend_are_labelled() {
     assert_eq!(value(&text, "dfstore_backend_requests_in_flight"), 0.0);
     assert_eq!(value(&text, "dfstore_served_bytes_total{source=\"backend\"}"), 10.0);
     assert_eq!(value(&text, "dfstore_received_bytes_total{face=\"http\"}"), 11.0);
+    assert_eq!(value(&text, "dfstore_piece_reads_total{from=\"disk\"}"), 2.0);
     drop(connection);
     assert_eq!(value(&metrics.encode(), "dfstore_connections{shard=\"1\",face=\"native\"}"), 0.0);
 }
@@ -143,6 +145,7 @@ fn one_of_each() -> Metrics {
     timer.finish(200);
     metrics.served(Source::Local, 1);
     metrics.received(Face::Native, 1);
+    metrics.piece_read(true);
     metrics.backend_started();
     metrics.backend_finished(BackendOperation::Put, BackendOutcome::Ok, Duration::ZERO);
     metrics.writeback_attempted(true);

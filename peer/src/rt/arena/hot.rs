@@ -28,8 +28,9 @@ pub struct Hot(Arc<Mutex<Place>>);
 struct Place {
     slot: Option<Slot>,
     reads: u8,
-    /// How many pieces of its size had left memory when this one did.
-    left_as: Option<usize>,
+    /// When it last left memory: from slots of which size, and how many had left such slots by then. It may come back into
+    /// larger ones.
+    left: Option<(usize, usize)>,
 }
 
 impl Hot {
@@ -99,7 +100,8 @@ impl HotTier {
                 return;
             }
             (place.slot, place.reads) = (Some(slot.clone()), 0);
-            place.left_as.take().is_some_and(|at| queues.left - at <= queues.main.len().max(1))
+            let since = place.left.take().filter(|(size, _)| *size == slot.class()).map(|(_, at)| queues.left - at);
+            since.is_some_and(|since| since <= queues.main.len().max(1))
         };
         if queues.small.len() + queues.main.len() > 2 * class.slots {
             queues.forget_gone();
@@ -168,9 +170,9 @@ impl Queues {
                 Fate::Promoted(hot.clone())
             }
             Some(slot) if !slot.is_sole() => Fate::Again(hot.clone()),
-            Some(_) => {
+            Some(slot) => {
                 self.left += 1;
-                place.left_as = Some(self.left);
+                place.left = Some((slot.class(), self.left));
                 place.slot.take().map_or(Fate::Gone, Fate::Leaves)
             }
         };
@@ -285,6 +287,22 @@ mod tests {
         read_from_disk(&arena, &hot);
         scan(20);
         assert!(is_there(&hot), "it was read twice within a short time");
+    }
+
+    #[test]
+    fn a_piece_may_come_back_into_a_larger_slot() {
+        let arena = arena();
+        let small: Vec<Hot> = (0..500).map(|_| Hot::default()).collect();
+        for hot in small.iter().chain(&small) {
+            let slot = arena.try_take(1, Holder::Fetch).expect("what is hot makes room").freeze();
+            arena.keep_hot(hot, &slot);
+        }
+        let of_next_size: Vec<_> = (0..4).flat_map(|_| arena.try_take(5000, Holder::Serve)).collect();
+        assert!(small.iter().any(|hot| !is_there(hot)), "there are fewer slots of that size");
+        for (hot, slot) in small.iter().filter(|hot| !is_there(hot)).zip(of_next_size) {
+            arena.keep_hot(hot, &slot.freeze());
+            assert!(is_there(hot));
+        }
     }
 
     #[test]
