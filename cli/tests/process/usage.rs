@@ -50,7 +50,7 @@ fn help_version_and_completion_exit_with_0() {
     for flag in ["--version", "-V"] {
         assert_eq!(bare(&[flag]).done().text(), version);
     }
-    assert!(bare(&["version", "--json"]).done().text().contains("\"protocol\":3"));
+    assert!(bare(&["version", "--json"]).done().text().contains(&format!("\"protocol\":{VERSION_MAX}")));
     assert!(bare(&["help", "cluster"]).done().text().contains("status"));
     for shell in ["bash", "zsh", "fish"] {
         assert!(bare(&["completion", shell]).done().text().contains("dfstore"), "{shell}");

@@ -1,7 +1,9 @@
 //! What makes a peer a node of a cluster: the sections `cluster`, `seedPeer`, `manager`, `peer`, `gossip` and `replicas`.
 //!
 //! Without `cluster` a peer is standalone, and whatever asks for a cluster elsewhere in the file is refused, so that
-//! nobody believes in one that is not there. The original's files have no such section: it has to be added to them.
+//! nobody believes in one that is not there. The original's files have no such section: with the token in the environment
+//! they are those of a cluster as they are. The file of its manager says nothing but where the bucket is, so a node of a
+//! cluster that knows the bucket and speaks of nobody else is the first one: manager and seed.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::ops::RangeInclusive;
@@ -21,8 +23,10 @@ use crate::limits::{CLUSTER_TOKEN_CHARS_MIN, GOSSIP_SEEDS_MAX, REFRESH_INTERVAL_
 const PEER_PORTS_DEFAULT: RangeInclusive<u16> = 65002..=65002;
 const GOSSIP_PORT_DEFAULT: u16 = 65006;
 const ANY: IpAddr = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
-const ADD_CLUSTER: &str = "add \"cluster: { name: NAME, token: SECRET }\" to this file, the same on every node (the \
-                           original had no such section)";
+const MANAGER_PORT_DEFAULT: u16 = 65003;
+const NAME_DEFAULT: &str = "dfstore";
+const ADD_CLUSTER: &str = "add \"cluster: { token: SECRET }\" to this file, or set DFSTORE_CLUSTER_TOKEN, the same on every \
+                           node (the original had no such secret)";
 
 /// What the sections give.
 pub(super) struct Sections {
@@ -32,6 +36,8 @@ pub(super) struct Sections {
     pub(super) asks_managers: bool,
     gives: Option<Asked>,
     seed: Option<Asked>,
+    /// Nothing is said of seeds, managers and other nodes.
+    is_silent: bool,
 }
 
 /// Reads them; each may be absent. `program` is `scheduler.manager`, if the file has that.
@@ -39,7 +45,9 @@ pub(super) fn read(report: &mut Report, root: &mut Section<'_>, program: Option<
     let cluster = root.get(report, "cluster");
     let manual = root.get(report, "manager");
     let manager = manager_keys::read(report, manual, program);
-    let seed_here = root.section(report, "seedPeer").and_then(|mut section| {
+    let seed_section = root.section(report, "seedPeer");
+    let says_seed = seed_section.is_some();
+    let seed_here = seed_section.and_then(|mut section| {
         let enabled = manager_keys::if_true(report, &mut section, "enable");
         section.done(report);
         enabled
@@ -60,6 +68,7 @@ pub(super) fn read(report: &mut Report, root: &mut Section<'_>, program: Option<
     if cluster.is_none() {
         refuse_without_cluster(report, &[&enabled, &gives, &seed], &rest);
     }
+    let is_silent = !says_seed && seed.is_none() && gives.is_none() && enabled.is_none() && gossip.seeds.is_empty();
     let identity = cluster.and_then(|field| read_identity(report, &field));
     let options = identity.map(|(name, token)| ClusterOptions {
         name,
@@ -72,12 +81,16 @@ pub(super) fn read(report: &mut Report, root: &mut Section<'_>, program: Option<
         refresh_interval: refresh_interval.unwrap_or(REFRESH_INTERVAL_DEFAULT),
         repair_after: repair_after.unwrap_or(REPAIR_AFTER_DEFAULT),
     });
-    Sections { options, asks_managers: enabled.is_some(), gives, seed }
+    Sections { options, asks_managers: enabled.is_some(), gives, seed, is_silent }
 }
 
 /// Who gives the backend's configuration must have one, and who decides about objects must be able to get one.
-pub(super) fn check_backend(report: &mut Report, sections: &Sections, has_backend: bool) {
+pub(super) fn check_backend(report: &mut Report, sections: &mut Sections, has_backend: bool) {
     if has_backend {
+        if let Some(options) = sections.options.as_mut().filter(|_| sections.is_silent) {
+            options.is_seed = true;
+            options.manager_listen = Some(SocketAddr::new(ANY, MANAGER_PORT_DEFAULT));
+        }
         if let Some(options) = sections.options.as_ref().filter(|options| !options.managers.is_empty()) {
             let managers = options.managers.join(", ");
             report.general_warning(format_args!(
@@ -121,15 +134,12 @@ fn read_identity(report: &mut Report, field: &Field<'_>) -> Option<(String, Secr
     let (name, token) = (section.get(report, "name"), section.get(report, "token"));
     let place = section.place().clone();
     section.done(report);
-    if name.is_none() {
-        report.problem(&place, "\"cluster.name\" is required: a name that all nodes of the cluster have in common");
-    }
     if token.is_none() {
         let message = "\"cluster.token\" is required: a secret that all nodes of the cluster have in common, which \
                        keeps strangers out (openssl rand -hex 16), here or in DFSTORE_CLUSTER_TOKEN";
         report.problem(&place, message);
     }
-    let name = name.and_then(|field| field.value(report, cluster_name));
+    let name = name.map_or(Some(NAME_DEFAULT.to_owned()), |field| field.value(report, cluster_name));
     let token = token.and_then(|field| field.secret(report, cluster_token));
     Some((name?, token?))
 }

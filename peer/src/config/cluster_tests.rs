@@ -63,7 +63,8 @@ fn what_is_left_out_has_the_usual_ports() {
     let cluster = valid(&[BACKEND, IDENTITY]).cluster.expect("given");
     assert_eq!((cluster.peer.listen.to_string(), cluster.peer.ports), ("0.0.0.0".to_owned(), 65002..=65002));
     assert_eq!(cluster.gossip.listen.to_string(), "0.0.0.0:65006");
-    assert!(!cluster.is_seed && cluster.managers.is_empty() && cluster.gossip.seeds.is_empty());
+    assert!(cluster.is_seed && cluster.managers.is_empty() && cluster.gossip.seeds.is_empty());
+    assert_eq!(cluster.manager_listen, Some(SocketAddr::from(([0, 0, 0, 0], 65003))));
     assert_eq!((cluster.refresh_interval, cluster.repair_after), (Duration::from_secs(600), Duration::from_secs(300)));
 }
 
@@ -112,7 +113,6 @@ fn flawed_values_say_what_is_allowed() {
 
 #[test]
 fn a_cluster_has_a_name_and_a_token_that_cannot_be_guessed() {
-    refused(&[BACKEND, "cluster: { token: canary-token }"], "\"cluster.name\" is required");
     refused(&[BACKEND, "cluster: { name: '', token: canary-token }"], "expected a name of 1 to 255 bytes");
     refused(&[BACKEND, "cluster: { name: demo }"], "\"cluster.token\" is required");
     refused(&[BACKEND, "cluster: { name: demo, token: canary }"], "expected 8 to 1024 characters");
@@ -125,8 +125,8 @@ fn a_cluster_has_a_name_and_a_token_that_cannot_be_guessed() {
     variables.set("cluster.token", "DFSTORE_CLUSTER_TOKEN", "canary-token");
     let config = Config::parse("f", &[BACKEND, "cluster: { name: demo }"].concat(), &variables).expect("valid");
     assert_eq!(config.cluster.map(|cluster| cluster.token), Some(Secret::new("canary-token")));
-    let alone = Config::parse("f", BACKEND, &variables).expect_err("half a cluster").to_string();
-    assert!(alone.contains("\"cluster.name\" is required") && !alone.contains("canary"), "{alone}");
+    let alone = Config::parse("f", BACKEND, &variables).expect("the token makes it a cluster");
+    assert_eq!(alone.cluster.map(|cluster| cluster.name).as_deref(), Some("dfstore"));
 }
 
 #[test]
@@ -141,7 +141,7 @@ fn what_asks_for_a_cluster_needs_one() {
         "gossip: { listen: 127.0.0.1:65006 }",
         "replicas: { repairAfter: 5m }",
     ] {
-        refused(&[BACKEND, text], "needs a cluster: add \"cluster: { name: NAME, token: SECRET }\"");
+        refused(&[BACKEND, text], "needs a cluster: add \"cluster: { token: SECRET }\"");
     }
     for text in
         ["seedPeer: { enable: false }", "manager: { enable: false, netAddrs: [], refreshInterval: 10m }", "peer:"]
@@ -218,23 +218,45 @@ fn two_listeners_never_want_one_port() {
 /// The original's manual shows three files; a cluster of theirs had neither name nor token.
 #[test]
 fn the_three_files_of_the_originals_manual_work_as_written() {
+    let mut variables = Overrides::default();
+    variables.set("cluster.token", "DFSTORE_CLUSTER_TOKEN", "canary-token");
+    let with_token = |texts: &[&str]| Config::parse("f", &texts.concat(), &variables).expect("valid");
     let manager =
         "objectStorage:\n  enable: true\n  name: s3\n  region: ''\n  endpoint: ''\n  accessKey: ''\n  secretKey: ''\n";
     assert_eq!(valid(&[manager]).warnings, Vec::<String>::new());
-    let given = valid(&[manager, IDENTITY, "manager: { listen: 0.0.0.0:65003 }"]);
-    assert!(given.cluster.expect("given").manager_listen.is_some());
+    let config = with_token(&[manager]);
+    let first = config.cluster.expect("the token makes it one");
+    assert_eq!((first.is_seed, first.manager_listen), (true, Some(SocketAddr::from(([0, 0, 0, 0], 65003)))));
+    assert_eq!((first.name.as_str(), config.warnings.len()), ("dfstore", 0));
 
     let asks = "manager:\n  enable: true\n  netAddrs:\n    - type: tcp\n      addr: dragonfly-manager:65003\n  \
-                refreshInterval: 10m\n  seedPeer:\n    enable: true\n    type: super\n    clusterID: 1\n";
+                refreshInterval: 10m\n";
+    let seed = "  seedPeer:\n    enable: true\n    type: super\n    clusterID: 1\n";
     let service = "objectStorage:\n  enable: true\n  filter: 'Expires&Signature&ns'\n  maxReplicas: 3\n  security:\n    \
                    insecure: true\n    tlsVerify: true\n  tcpListen:\n    listen: 0.0.0.0\n    port: 65004\n";
-    let config = valid(&[service, asks, IDENTITY]);
-    let cluster = config.cluster.expect("given");
-    assert!(cluster.is_seed && config.backend.is_none());
-    assert_eq!(cluster.managers, ["dragonfly-manager:65003"]);
-    assert_eq!(config.http.ports, 65004..=65004);
+    for (seed, is_seed) in [("", false), (seed, true)] {
+        let config = with_token(&[service, asks, seed]);
+        let cluster = config.cluster.expect("given");
+        assert!(config.backend.is_none() && cluster.manager_listen.is_none());
+        assert_eq!((cluster.is_seed, cluster.managers), (is_seed, vec!["dragonfly-manager:65003".to_owned()]));
+        assert_eq!((cluster.name, cluster.token), (first.name.clone(), first.token.clone()));
+        assert_eq!(config.http.ports, 65004..=65004);
+    }
     let error = parse(&[service, asks]).expect_err("no cluster").to_string();
-    assert!(error.lines().all(|line| line.contains("the original had no such section")), "{error}");
+    assert!(error.lines().all(|line| line.contains("the original had no such secret")), "{error}");
+}
+
+#[test]
+fn who_speaks_of_other_nodes_is_not_the_first() {
+    for text in [
+        "seedPeer: { enable: false }",
+        "gossip: { seeds: ['other:65006'] }",
+        "manager: { listen: '0.0.0.0:65003' }",
+        "manager: { enable: true, netAddrs: [{ addr: a:1 }] }",
+    ] {
+        let other = valid(&[BACKEND, IDENTITY, text]).cluster.expect("given");
+        assert!(!other.is_seed && (other.manager_listen.is_none() || text.contains("listen")), "{text}");
+    }
 }
 
 #[test]

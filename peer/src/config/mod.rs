@@ -103,12 +103,12 @@ impl Config {
         overrides.apply(&mut tree);
         let mut root = Section::root(&mut report, &tree);
         let scheduler_manager = original::read(&mut report, &mut root);
-        let cluster = cluster::read(&mut report, &mut root, scheduler_manager);
+        let mut cluster = cluster::read(&mut report, &mut root, scheduler_manager);
         let object_storage = object_storage::read(&mut report, &mut root, cluster.asks_managers);
         let store = storage::read(&mut report, &mut root);
         let process = process::read(&mut report, &mut root);
         if let Some(object_storage) = &object_storage {
-            cluster::check_backend(&mut report, &cluster, object_storage.backend.is_some());
+            cluster::check_backend(&mut report, &mut cluster, object_storage.backend.is_some());
             let listeners = listeners(&process, &object_storage.http, cluster.options.as_ref());
             process::check_ports(&mut report, &root, &listeners);
         }

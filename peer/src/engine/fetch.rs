@@ -349,7 +349,7 @@ impl Owner {
         match (stored, task.as_ref().filter(|task| task.is_current(version))) {
             (Ok(reservation), Some(task)) => {
                 let piece = StoredPiece { length, crc32, lease: reservation.keep() };
-                self.context.arena.keep_hot(piece.lease.hot(), &slot);
+                self.context.arena.keep_hot(piece.lease.hot(), slot);
                 self.eviction.borrow_mut().grow(version.task, piece.lease.length_bytes());
                 if let Some(hold) = version.dirty.borrow().as_ref() {
                     hold.grow(u64::from(length));

@@ -11,7 +11,7 @@ use dfstore_proto::ids::TaskId;
 use dfstore_proto::object::ObjectMeta;
 use futures_util::FutureExt;
 
-use crate::catalog::{Change, Durability, TaskState};
+use crate::catalog::{CatalogHandle, Change, Durability, TaskState};
 use crate::config::options::Freshness;
 use crate::engine::call::Opened;
 use crate::engine::cluster::Place;
@@ -227,8 +227,8 @@ impl Owner {
 
     /// Gives changes to the catalog; what comes back waits for them to be durable. For callers that hold `commit_lock`
     /// and need only the order.
-    pub async fn give_to_catalog(&self, changes: Vec<Change>) -> impl Future<Output = ()> {
-        let mut commit = Box::pin(self.commit_lazily(changes));
+    pub async fn give_to_catalog(&self, changes: Vec<Change>) -> impl Future<Output = ()> + use<> {
+        let mut commit = Box::pin(commit_lazily(self.context.catalog.clone(), changes));
         let given = futures_util::poll!(&mut commit);
         async move {
             if given.is_pending() {
@@ -237,11 +237,15 @@ impl Owner {
         }
     }
 
-    /// Commits changes about cached data without waiting: losing them in a crash loses cache, never truth.
+    /// Commits changes that nobody waits for: losing them in a crash loses cache, or has something done again, never truth.
     pub async fn commit_lazily(&self, changes: Vec<Change>) {
-        if let Err(error) = self.context.catalog.commit(changes, Durability::Lazy).await {
-            tracing::warn!(%error, "the catalog did not take a record of cached data");
-        }
+        commit_lazily(self.context.catalog.clone(), changes).await;
+    }
+}
+
+async fn commit_lazily(catalog: CatalogHandle, changes: Vec<Change>) {
+    if let Err(error) = catalog.commit(changes, Durability::Lazy).await {
+        tracing::warn!(%error, "the catalog did not take a record that nobody waits for");
     }
 }
 

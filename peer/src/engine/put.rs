@@ -338,6 +338,7 @@ impl Owner {
             Kept::Written(_) => (self.store.unsynced(&stored.lease)?, None),
             Kept::Unwritten(slot) => {
                 let later = self.store.write_later(&stored.lease, slot.clone())?;
+                self.context.arena.keep_hot(stored.lease.hot(), slot.clone());
                 (later.piece(), Some(later))
             }
         };

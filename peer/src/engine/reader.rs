@@ -112,12 +112,14 @@ impl Reader {
                 PieceAnswer::Later => return Ok(None),
                 PieceAnswer::Disk { lease, crc32, source } => (lease, crc32, source),
             };
-            let metrics = self.engine.metrics();
+            let (arena, metrics) = (self.engine.arena(), self.engine.metrics());
+            if !urgent && !arena.may_read_ahead(length) {
+                return Ok(None);
+            }
             if let Some(slot) = lease.hot().read() {
                 metrics.piece_read(true);
                 return Ok(Some((slot, crc32, source)));
             }
-            let arena = self.engine.arena();
             let slot = if urgent {
                 let slot = timeout(ADMISSION_TIMEOUT, arena.take(length, Holder::Serve)).await;
                 slot.map_err(|_| busy("all memory for reads is in use"))?
@@ -127,7 +129,7 @@ impl Reader {
             };
             match self.engine.store().read(&lease, length, crc32, slot).await {
                 Ok(slot) => {
-                    arena.keep_hot(lease.hot(), &slot);
+                    arena.keep_hot(lease.hot(), slot.clone());
                     metrics.piece_read(false);
                     return Ok(Some((slot, crc32, source)));
                 }

@@ -63,8 +63,7 @@ impl Upload {
         let is_small = slot.len() <= JOURNAL_PIECE_BYTES_MAX;
         let kept = is_small.then(|| Kept::Written(Bytes::copy_from_slice(&slot)));
         let reservation = engine.write_new(slot.clone()).await?;
-        engine.arena().keep_hot(reservation.hot(), &slot);
-        drop(slot);
+        engine.arena().keep_hot(reservation.hot(), slot);
         let piece = WrittenPiece { number, length, crc32: found, reservation, kept };
         engine.written(*task, ticket.upload, piece).await?;
         Ok(found)

@@ -243,7 +243,7 @@ impl Node {
 
     /// A request about an object.
     pub fn ask(&self, method: &str, key: &str, headers: &[(&str, &str)]) -> Result<Response> {
-        self.peer.request(method, &Node::path(key), headers, b"")
+        self.peer.request(method, &Node::path(key), headers, b"").map_err(|error| self.explain(error))
     }
 
     /// GET that must give this payload, whole; gives `X-Dfs-Cache`.

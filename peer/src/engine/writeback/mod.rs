@@ -189,10 +189,9 @@ impl Owner {
         version.state.set(TaskState::Clean);
         version.validated_at_ms.set(unix_ms());
         let changes = vec![self.record_change(task, version), Change::RemoveWriteBack { task: version.task }];
-        if let Err(error) = self.context.catalog.commit(changes, Durability::Durable).await {
-            // After a restart it counts as dirty and is sent once more: the same bytes.
-            tracing::warn!(%error, object = %task.target.name, "the catalog did not take the end of a write-back");
-        }
+        // Nobody waits for the disk: after a crash it counts as dirty, and is recognised in the backend, or sent once more.
+        let rest = self.give_to_catalog(changes).await;
+        spawn_local(rest);
         // Still current, no longer pending: every question under way is now out of date.
         self.publish(task, Some(version.clone()));
         version.dirty.take();

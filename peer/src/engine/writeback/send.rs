@@ -21,7 +21,9 @@ use crate::engine::owner::Owner;
 use crate::engine::version::StoredPiece;
 use crate::engine::writeback::Entry;
 use crate::engine::writeback::strays::Begun;
-use crate::limits::{MULTIPART_THRESHOLD_BYTES, PART_BYTES_MIN, PARTS_IN_FLIGHT_MAX, PARTS_MAX, PIECE_BYTES};
+use crate::limits::{
+    JOURNAL_PIECE_BYTES_MAX, MULTIPART_THRESHOLD_BYTES, PART_BYTES_MIN, PARTS_IN_FLIGHT_MAX, PARTS_MAX, PIECE_BYTES,
+};
 use crate::rt::arena::{Holder, Slot};
 use crate::rt::mailbox::{Sender, mailbox};
 use crate::rt::shard::spawn_local;
@@ -241,10 +243,15 @@ impl Owner {
     /// the receiver has gone is no failure of ours.
     async fn feed(&self, pieces: Vec<(u32, StoredPiece)>, sender: Sender<Slot>) -> Option<u32> {
         for (number, piece) in pieces {
-            let read = match piece.lease.hot().peek() {
-                Some(slot) => Ok(slot),
+            let mut slot = self.context.arena.take(piece.length as usize, Holder::WriteBack).await;
+            // A large one that is hot would keep memory of those who serve as long as the backend takes.
+            let hot = piece.lease.hot().peek().filter(|hot| hot.len() <= JOURNAL_PIECE_BYTES_MAX);
+            let read = match hot {
+                Some(hot) => {
+                    slot.append(&hot);
+                    Ok(slot.freeze())
+                }
                 None => {
-                    let slot = self.context.arena.take(piece.length as usize, Holder::WriteBack).await;
                     let background = &self.context.background;
                     background.read_piece(piece.lease, piece.length as usize, piece.crc32, slot).await
                 }

@@ -91,7 +91,7 @@ impl HotTier {
     }
 
     /// Keeps a piece, unless it is here already.
-    pub fn keep(&self, hot: &Hot, slot: &Slot) {
+    pub fn keep(&self, hot: &Hot, slot: Slot) {
         let class = &self.classes[slot.class()];
         let mut queues = lock(&class.queues);
         let is_back = {
@@ -99,8 +99,8 @@ impl HotTier {
             if place.slot.is_some() {
                 return;
             }
-            (place.slot, place.reads) = (Some(slot.clone()), 0);
             let since = place.left.take().filter(|(size, _)| *size == slot.class()).map(|(_, at)| queues.left - at);
+            (place.slot, place.reads) = (Some(slot), 0);
             since.is_some_and(|since| since <= queues.main.len().max(1))
         };
         if queues.small.len() + queues.main.len() > 2 * class.slots {
@@ -127,19 +127,20 @@ impl HotTier {
         slot.is_some()
     }
 
-    /// About how many slots of this size could be freed.
-    pub fn count(&self, class: usize) -> usize {
-        self.classes[class].count.load(Ordering::Acquire)
+    /// How many slots of this size could be freed: nobody reads from them.
+    pub fn idle(&self, class: usize) -> usize {
+        let class = &self.classes[class];
+        if class.count.load(Ordering::Acquire) == 0 {
+            return 0;
+        }
+        let queues = lock(&class.queues);
+        let places = queues.small.iter().chain(&queues.main);
+        places.filter(|hot| lock(&hot.0).slot.as_ref().is_some_and(Slot::is_sole)).count()
     }
 
-    /// Bytes of the slots that nobody reads from.
+    /// Bytes of all of those.
     pub fn idle_bytes(&self) -> usize {
-        let idle = |class: &Class| {
-            let queues = lock(&class.queues);
-            let places = queues.small.iter().chain(&queues.main);
-            places.filter(|hot| lock(&hot.0).slot.as_ref().is_some_and(Slot::is_sole)).count()
-        };
-        CLASS_BYTES.iter().zip(&self.classes).map(|(bytes, class)| bytes * idle(class)).sum()
+        CLASS_BYTES.iter().enumerate().map(|(class, bytes)| bytes * self.idle(class)).sum()
     }
 }
 
@@ -206,7 +207,7 @@ mod tests {
 
     fn read_from_disk(arena: &Arena, hot: &Hot) {
         let slot = arena.try_take(PIECE, Holder::Serve).expect("what is hot makes room").freeze();
-        arena.keep_hot(hot, &slot);
+        arena.keep_hot(hot, slot);
     }
 
     fn is_there(hot: &Hot) -> bool {
@@ -259,6 +260,39 @@ mod tests {
     }
 
     #[test]
+    fn what_others_still_use_does_not_fill_the_share_of_serving() {
+        let arena = arena();
+        let fetched = arena.try_take(PIECE, Holder::Fetch).expect("free").freeze();
+        let (hot, reader) = (Hot::default(), fetched.clone());
+        arena.keep_hot(&hot, fetched);
+        assert!(!is_there(&hot) && arena.held_bytes(Holder::Fetch) == PIECE, "it is being read");
+        arena.keep_hot(&hot, reader);
+        assert!(is_there(&hot) && arena.held_bytes(Holder::Fetch) == 0);
+        let taken: Vec<_> = std::iter::from_fn(|| arena.try_take(PIECE, Holder::Serve)).collect();
+        let all = taken.len();
+        drop(taken);
+        assert!(arena.has_room(PIECE, Holder::Serve, all) && !arena.has_room(PIECE, Holder::Serve, all + 1));
+    }
+
+    #[test]
+    fn reading_ahead_leaves_memory_for_what_is_needed_now() {
+        let arena = arena();
+        let hot: Vec<Hot> = (0..20).map(|_| Hot::default()).collect();
+        hot.iter().for_each(|hot| read_from_disk(&arena, hot));
+        let ahead = hot.iter().take_while(|_| arena.may_read_ahead(PIECE)).filter_map(Hot::read);
+        let ahead: Vec<Slot> = ahead.collect();
+        assert!(!ahead.is_empty());
+        let now: Vec<_> = std::iter::from_fn(|| arena.try_take(PIECE, Holder::Serve)).collect();
+        assert!(now.len() >= 2, "only {}, with {} ahead", now.len(), ahead.len());
+        drop(ahead);
+        let mut cx = std::task::Context::from_waker(std::task::Waker::noop());
+        let all: Vec<_> = std::iter::from_fn(|| arena.try_take(PIECE, Holder::Serve)).collect();
+        assert!(std::pin::pin!(arena.take(PIECE, Holder::Serve)).poll(&mut cx).is_pending());
+        drop((now, all));
+        assert!(arena.may_read_ahead(PIECE));
+    }
+
+    #[test]
     fn what_is_read_again_and_again_outlives_a_scan() {
         let arena = arena();
         let (first, second) = (Hot::default(), Hot::default());
@@ -295,12 +329,12 @@ mod tests {
         let small: Vec<Hot> = (0..500).map(|_| Hot::default()).collect();
         for hot in small.iter().chain(&small) {
             let slot = arena.try_take(1, Holder::Fetch).expect("what is hot makes room").freeze();
-            arena.keep_hot(hot, &slot);
+            arena.keep_hot(hot, slot);
         }
         let of_next_size: Vec<_> = (0..4).flat_map(|_| arena.try_take(5000, Holder::Serve)).collect();
         assert!(small.iter().any(|hot| !is_there(hot)), "there are fewer slots of that size");
         for (hot, slot) in small.iter().filter(|hot| !is_there(hot)).zip(of_next_size) {
-            arena.keep_hot(hot, &slot.freeze());
+            arena.keep_hot(hot, slot.freeze());
             assert!(is_there(hot));
         }
     }
@@ -311,12 +345,13 @@ mod tests {
         for _ in 0..1000 {
             let hot = Hot::default();
             let slot = arena.try_take(1, Holder::Fetch).expect("free").freeze();
-            arena.keep_hot(&hot, &slot);
+            arena.keep_hot(&hot, slot);
             assert_eq!(arena.held_bytes(Holder::Fetch), 0, "it is counted as what it is now");
             hot.clear();
         }
-        let slots = arena.0.hot.classes[0].slots;
-        assert!(arena.0.hot.count(0) <= 2 * slots + 1, "{} of {slots}", arena.0.hot.count(0));
+        let class = &arena.0.hot.classes[0];
+        let (count, slots) = (class.count.load(Ordering::Acquire), class.slots);
+        assert!(count <= 2 * slots + 1, "{count} of {slots}");
         assert_eq!(arena.idle_hot_bytes(), 0);
     }
 }

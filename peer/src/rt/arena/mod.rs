@@ -28,8 +28,12 @@ use hot::HotTier;
 const HUGE_PAGE_BYTES: usize = 2 << 20;
 /// Slot sizes in bytes, ascending. The last one is a whole piece.
 const CLASS_BYTES: [usize; 4] = [BLOCK_BYTES as usize, 64 << 10, 512 << 10, PIECE_BYTES as usize];
+/// Classes of which all slots together are far less than any share.
+const SMALL_CLASSES: usize = 2;
 /// Share of the area each class but the last gets, as a divisor; the last gets the rest.
 const CLASS_DIVISOR: [usize; 3] = [64, 16, 8];
+/// Slots that reading ahead leaves to those who need a piece now.
+const SLOTS_FOR_NOW: usize = 2;
 /// Smallest area: below it too few whole pieces fit for the holders' shares.
 pub const ARENA_BYTES_MIN: usize = 48 << 20;
 
@@ -178,9 +182,13 @@ impl Arena {
         None
     }
 
-    /// Keeps the bytes of a piece in memory as long as nobody needs the room, for the next who reads them.
-    pub fn keep_hot(&self, hot: &Hot, slot: &Slot) {
-        if self.0.keeps_hot && slot.pass_to(Holder::Serve) {
+    /// Keeps the bytes of a piece in memory as long as nobody needs the room, for the next who reads them. What others than
+    /// those who serve have taken is kept only when they are done with it: they would fill a share that is not theirs. Small
+    /// ones cannot.
+    pub fn keep_hot(&self, hot: &Hot, slot: Slot) {
+        let may_pass = slot.is_sole() || slot.class() < SMALL_CLASSES;
+        let is_ours = slot.is_of(Holder::Serve) || may_pass && slot.pass_to(Holder::Serve);
+        if self.0.keeps_hot && is_ours {
             self.0.hot.keep(hot, slot);
         }
     }
@@ -190,12 +198,20 @@ impl Arena {
         self.0.hot.idle_bytes()
     }
 
-    /// Whether this many more slots of `len` bytes could be taken now.
+    /// Whether this many more slots of `len` bytes could be taken now, those among them that are merely hot.
     pub fn has_room(&self, len: usize, holder: Holder, slots: usize) -> bool {
         let (area, class) = (&self.0, class_for(len));
-        let free: usize = (class..CLASS_BYTES.len()).map(|at| area.classes[at].free_count() + area.hot.count(at)).sum();
-        let held = area.held_bytes[holder as usize].load(Ordering::Acquire);
-        free >= slots && held + slots * CLASS_BYTES[class] <= area.share_bytes[holder as usize]
+        let idle = |class: usize| area.classes[class].free_count() + area.hot.idle(class);
+        let free: usize = (class..CLASS_BYTES.len()).map(idle).sum();
+        free >= slots && self.held_bytes(holder) + slots * CLASS_BYTES[class] <= area.share_bytes[holder as usize]
+    }
+
+    /// Whether a piece of `len` bytes that nobody needs yet may take memory of those who serve, or keep hot memory from
+    /// becoming free: not when others wait for some, and not the last slots. Those are for pieces that are needed now; else
+    /// all of them might come to hold pieces of later use, each behind one that finds no memory.
+    pub fn may_read_ahead(&self, len: usize) -> bool {
+        let waiting = &self.0.waiting[Holder::Serve as usize][class_for(len)];
+        waiting.load(Ordering::Acquire) == 0 && self.has_room(len, Holder::Serve, 1 + SLOTS_FOR_NOW)
     }
 
     /// Bytes of the whole area.

@@ -148,27 +148,21 @@ impl Slot {
         Arc::strong_count(&self.shared) == 1
     }
 
-    /// Counts it for another holder from now on, if that one has room for it.
+    /// Whether it is counted for this holder.
+    pub(super) fn is_of(&self, holder: Holder) -> bool {
+        self.shared.holder.load(Ordering::Acquire) == holder as u8
+    }
+
+    /// Counts it for another holder from now on, if that one has room for it. To be called by its only owner.
     pub(super) fn pass_to(&self, holder: Holder) -> bool {
         let (area, bytes) = (&self.freed.0, self.shared.capacity());
-        let before = usize::from(self.shared.holder.load(Ordering::Acquire));
-        if before == holder as usize {
-            return true;
+        let claimed = area.claim(bytes, holder);
+        if claimed {
+            let before = self.shared.holder.swap(holder as u8, Ordering::AcqRel);
+            area.held_bytes[usize::from(before)].fetch_sub(bytes, Ordering::AcqRel);
+            area.freed.notify(usize::MAX);
         }
-        if !area.claim(bytes, holder) {
-            return false;
-        }
-        // Another clone may have been passed on just now.
-        let passed = self.shared.holder.compare_exchange(
-            u8::try_from(before).expect("holders are few"),
-            holder as u8,
-            Ordering::AcqRel,
-            Ordering::Acquire,
-        );
-        let given_back = if passed.is_ok() { before } else { holder as usize };
-        area.held_bytes[given_back].fetch_sub(bytes, Ordering::AcqRel);
-        area.freed.notify(usize::MAX);
-        passed.is_ok()
+        claimed
     }
 
     /// The filled bytes as `Bytes` that keep the slot alive. No copy.
