@@ -16,6 +16,11 @@ pub const KEY_BYTES_MAX: usize = 1024;
 pub const BUCKET_BYTES_MAX: usize = 255;
 /// Largest piece file, in bytes. Smaller quotas get smaller files (see `store::files`).
 pub const PIECE_FILE_BYTES_MAX: u64 = 1 << 30;
+/// Smallest piece file that is made instead, on a disk that has no room for a larger one. As much is left free, for the
+/// catalog and for others.
+pub const PIECE_FILE_BYTES_MIN: u64 = 64 << 20;
+/// So many of those there may be beside the files of full size.
+pub const SMALLER_PIECE_FILES_MAX: usize = 64;
 /// Most extents one piece may be cut into; above it the allocator reports that space is too fragmented.
 pub const PIECE_EXTENTS_MAX: usize = 32;
 /// Most shards of a process.

@@ -60,6 +60,8 @@ fn a_flipped_byte_of_a_dirty_object_is_an_error_and_never_reaches_anyone() -> Re
     }
     let failures = crc_failures(&scene)?;
     assert!(failures >= 4.0, "{failures}");
+    let quarantined = scene.peer.metrics()?.sum("dfstore_quarantined_pieces_total", &[]);
+    assert_eq!(quarantined, 0.0, "nobody else has them: they stay for repair");
     scene.backend.set_rules([]);
     // The pauses between attempts have grown; a start begins with one.
     scene.peer.restart()?;
@@ -174,4 +176,24 @@ fn a_full_disk_is_507_and_reads_go_on() -> Result<()> {
     }
     scene.put("more", ASYNC, filler(0)).context("there is room again")?;
     scene.until_written_back("more", filler(0))
+}
+
+#[test]
+fn a_disk_with_less_room_than_a_piece_file_takes_pieces_all_the_same() -> Result<()> {
+    let Some(disk) = LoopFs::new(400 << 20) else { return Ok(()) };
+    let data_path: PathBuf = disk.path().join("data");
+    let scene = Scene::start_with(|spec| {
+        (spec.data_path, spec.capacity) = (Some(data_path.clone()), "20GiB".to_owned());
+    })?;
+    let payload = |number| Payload::new(number, 10 * PIECE);
+    // More than fits: what is in the bucket gives way.
+    for number in 0..8 {
+        scene.put(&format!("o{number}"), SYNC, payload(number))?;
+    }
+    for number in 0..8 {
+        scene.read(&format!("o{number}"), payload(number))?;
+    }
+    assert!(scene.piece_file_bytes()? >= 128 << 20, "{} bytes of piece files", scene.piece_file_bytes()?);
+    assert_eq!(scene.peer.request("GET", "/readyz", &[], b"")?.status(), 200);
+    scene.rests()
 }

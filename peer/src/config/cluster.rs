@@ -36,8 +36,8 @@ pub(super) struct Sections {
     pub(super) asks_managers: bool,
     gives: Option<Asked>,
     seed: Option<Asked>,
-    /// Nothing is said of seeds, managers and other nodes.
-    is_silent: bool,
+    /// Nothing is said of a cluster but its token.
+    is_first: bool,
 }
 
 /// Reads them; each may be absent. `program` is `scheduler.manager`, if the file has that.
@@ -70,8 +70,10 @@ pub(super) fn read(report: &mut Report, root: &mut Section<'_>, program: Option<
     }
     let is_silent = !says_seed && seed.is_none() && gives.is_none() && enabled.is_none() && gossip.seeds.is_empty();
     let identity = cluster.and_then(|field| read_identity(report, &field));
+    // Whoever gave the cluster a name knows of its sections.
+    let is_first = is_silent && identity.as_ref().is_some_and(|(name, _)| name.is_none());
     let options = identity.map(|(name, token)| ClusterOptions {
-        name,
+        name: name.unwrap_or_else(|| NAME_DEFAULT.to_owned()),
         token,
         is_seed: seed.is_some(),
         peer,
@@ -81,15 +83,19 @@ pub(super) fn read(report: &mut Report, root: &mut Section<'_>, program: Option<
         refresh_interval: refresh_interval.unwrap_or(REFRESH_INTERVAL_DEFAULT),
         repair_after: repair_after.unwrap_or(REPAIR_AFTER_DEFAULT),
     });
-    Sections { options, asks_managers: enabled.is_some(), gives, seed, is_silent }
+    Sections { options, asks_managers: enabled.is_some(), gives, seed, is_first }
 }
 
 /// Who gives the backend's configuration must have one, and who decides about objects must be able to get one.
 pub(super) fn check_backend(report: &mut Report, sections: &mut Sections, has_backend: bool) {
     if has_backend {
-        if let Some(options) = sections.options.as_mut().filter(|_| sections.is_silent) {
-            options.is_seed = true;
-            options.manager_listen = Some(SocketAddr::new(ANY, MANAGER_PORT_DEFAULT));
+        if let Some(options) = sections.options.as_mut().filter(|_| sections.is_first) {
+            let listen = SocketAddr::new(ANY, MANAGER_PORT_DEFAULT);
+            (options.is_seed, options.manager_listen) = (true, Some(listen));
+            report.general_warning(format_args!(
+                "a token of a cluster is given, and nothing is said of other nodes: this is the first node, a seed, and \
+                 manager on {listen}. Others name it in manager.netAddrs; only one node may be started like this"
+            ));
         }
         if let Some(options) = sections.options.as_ref().filter(|options| !options.managers.is_empty()) {
             let managers = options.managers.join(", ");
@@ -129,7 +135,7 @@ fn refuse_without_cluster(report: &mut Report, asked: &[&Option<Asked>], section
     }
 }
 
-fn read_identity(report: &mut Report, field: &Field<'_>) -> Option<(String, Secret)> {
+fn read_identity(report: &mut Report, field: &Field<'_>) -> Option<(Option<String>, Secret)> {
     let mut section = field.section(report)?;
     let (name, token) = (section.get(report, "name"), section.get(report, "token"));
     let place = section.place().clone();
@@ -139,7 +145,7 @@ fn read_identity(report: &mut Report, field: &Field<'_>) -> Option<(String, Secr
                        keeps strangers out (openssl rand -hex 16), here or in DFSTORE_CLUSTER_TOKEN";
         report.problem(&place, message);
     }
-    let name = name.map_or(Some(NAME_DEFAULT.to_owned()), |field| field.value(report, cluster_name));
+    let name = name.map_or(Some(None), |field| field.value(report, cluster_name).map(Some));
     let token = token.and_then(|field| field.secret(report, cluster_token));
     Some((name?, token?))
 }

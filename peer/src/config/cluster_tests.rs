@@ -63,8 +63,7 @@ fn what_is_left_out_has_the_usual_ports() {
     let cluster = valid(&[BACKEND, IDENTITY]).cluster.expect("given");
     assert_eq!((cluster.peer.listen.to_string(), cluster.peer.ports), ("0.0.0.0".to_owned(), 65002..=65002));
     assert_eq!(cluster.gossip.listen.to_string(), "0.0.0.0:65006");
-    assert!(cluster.is_seed && cluster.managers.is_empty() && cluster.gossip.seeds.is_empty());
-    assert_eq!(cluster.manager_listen, Some(SocketAddr::from(([0, 0, 0, 0], 65003))));
+    assert!(!cluster.is_seed && cluster.managers.is_empty() && cluster.gossip.seeds.is_empty());
     assert_eq!((cluster.refresh_interval, cluster.repair_after), (Duration::from_secs(600), Duration::from_secs(300)));
 }
 
@@ -227,7 +226,8 @@ fn the_three_files_of_the_originals_manual_work_as_written() {
     let config = with_token(&[manager]);
     let first = config.cluster.expect("the token makes it one");
     assert_eq!((first.is_seed, first.manager_listen), (true, Some(SocketAddr::from(([0, 0, 0, 0], 65003)))));
-    assert_eq!((first.name.as_str(), config.warnings.len()), ("dfstore", 0));
+    assert_eq!((first.name.as_str(), config.warnings.len()), ("dfstore", 1));
+    assert!(config.warnings[0].contains("this is the first node"), "{:?}", config.warnings);
 
     let asks = "manager:\n  enable: true\n  netAddrs:\n    - type: tcp\n      addr: dragonfly-manager:65003\n  \
                 refreshInterval: 10m\n";
@@ -248,13 +248,15 @@ fn the_three_files_of_the_originals_manual_work_as_written() {
 
 #[test]
 fn who_speaks_of_other_nodes_is_not_the_first() {
+    assert!(!valid(&[BACKEND, IDENTITY]).cluster.expect("given").is_seed, "a name is given");
+    let unnamed = "cluster: { token: canary-token }\n";
     for text in [
         "seedPeer: { enable: false }",
         "gossip: { seeds: ['other:65006'] }",
         "manager: { listen: '0.0.0.0:65003' }",
         "manager: { enable: true, netAddrs: [{ addr: a:1 }] }",
     ] {
-        let other = valid(&[BACKEND, IDENTITY, text]).cluster.expect("given");
+        let other = valid(&[BACKEND, unnamed, text]).cluster.expect("given");
         assert!(!other.is_seed && (other.manager_listen.is_none() || text.contains("listen")), "{text}");
     }
 }

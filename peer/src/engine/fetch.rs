@@ -389,13 +389,14 @@ impl Owner {
     /// fetched again; one that only this peer has stays where it is for repair.
     pub async fn quarantine(self: &Rc<Self>, task: &TaskId, generation: u64, number: u32) -> Result<(), ObjectError> {
         let version = self.opened_version(task, generation)?;
-        self.metrics.piece_quarantined();
+        self.metrics.crc_failed();
         tracing::error!(%task, generation, number, "a piece on disk failed its checksum");
         let no_other_known = !version.is_clean() && self.holders_of(&version, number).is_empty();
         if no_other_known && !self.home_has_all(&version).await {
             return Err(ObjectError::Internal(format!("piece {number} is damaged on disk and not in the backend yet")));
         }
         if version.take_stored(number).is_some() {
+            self.metrics.piece_quarantined();
             if self.known(task).is_some_and(|task| task.is_current(&version)) {
                 self.eviction.borrow_mut().insert(*task, version.disk_bytes());
             }

@@ -116,7 +116,7 @@ impl Reader {
             if !urgent && !arena.may_read_ahead(length) {
                 return Ok(None);
             }
-            if let Some(slot) = lease.hot().read() {
+            if let Some(slot) = lease.read_hot() {
                 metrics.piece_read(true);
                 return Ok(Some((slot, crc32, source)));
             }

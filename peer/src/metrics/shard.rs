@@ -195,9 +195,13 @@ impl ShardMetrics {
         self.0.fetches_joined.inc();
     }
 
-    /// A piece read from disk had a wrong checksum and was taken out of use.
-    pub fn piece_quarantined(&self) {
+    /// A piece read from disk had a wrong checksum.
+    pub fn crc_failed(&self) {
         self.0.crc_failures.inc();
+    }
+
+    /// It was taken out of use.
+    pub fn piece_quarantined(&self) {
         self.0.quarantined.inc();
     }
 

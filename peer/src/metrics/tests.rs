@@ -70,6 +70,7 @@ fn shards_and_backend_are_labelled() {
     let metrics = Metrics::new(2, "");
     metrics.shard(1).set_cache(CacheSize { bytes: 8192, pieces: 2, tasks: 1 });
     metrics.shard(1).evicted(2, 8192);
+    metrics.shard(0).crc_failed();
     metrics.shard(0).piece_quarantined();
     let connection = metrics.shard(1).connection(Face::Native);
     metrics.backend_started();

@@ -141,6 +141,12 @@ pub fn file_system_bytes(file: &File) -> io::Result<u64> {
     Ok(found.f_blocks.saturating_mul(found.f_frsize))
 }
 
+/// Bytes that are free for us in the file system of the folder `dir`.
+pub fn free_bytes(dir: &Path) -> io::Result<u64> {
+    let found = rustix::fs::statvfs(dir)?;
+    Ok(found.f_bavail.saturating_mul(found.f_frsize))
+}
+
 /// Where what has been written to `file` ends, behind holes and blocks that were only taken; at least `from`.
 pub fn data_end(file: &File, from: u64) -> io::Result<u64> {
     let mut end = from;

@@ -11,7 +11,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use crate::limits::{BLOCK_BYTES, PIECE_BYTES, PIECE_FILE_BYTES_MAX};
+use crate::limits::{BLOCK_BYTES, PIECE_BYTES, PIECE_FILE_BYTES_MAX, PIECE_FILE_BYTES_MIN};
 use crate::rt::file;
 use crate::store::StoreError;
 use crate::store::bitmap::Bitmap;
@@ -43,10 +43,7 @@ impl SpaceOptions {
     /// Size of a new piece file: a header and a whole number of pieces, small enough that every shard can own a few.
     pub fn file_bytes(&self) -> u64 {
         let share = self.capacity_bytes / (FILES_PER_SHARD * self.shards.max(1) as u64);
-        let share = share.min(PIECE_FILE_BYTES_MAX);
-        let header = u64::from(HEADER_BLOCKS * BLOCK_BYTES);
-        let pieces = (share.saturating_sub(header) / u64::from(PIECE_BYTES)).max(1);
-        header + pieces * u64::from(PIECE_BYTES)
+        whole_pieces(share.min(PIECE_FILE_BYTES_MAX))
     }
 }
 
@@ -207,22 +204,38 @@ fn repair_header(options: &SpaceOptions, path: &Path, number: u32, bytes: u64) -
     Ok(header)
 }
 
-/// Creates piece file `number`, durable when this returns. Blocks; shards call it on a thread of its own.
+/// Creates piece file `number`, durable when this returns: of full size, or of what the disk has room for. Blocks; shards
+/// call it on a thread of its own.
 pub fn create(options: &SpaceOptions, number: u32, home: usize) -> Result<PieceFile, StoreError> {
     let path = piece_file_path(&options.dir, number);
-    let bytes = options.file_bytes();
-    let block_count = u32::try_from(bytes / u64::from(BLOCK_BYTES)).expect("a piece file is below 2^32 blocks");
-    let header = Header { store_id: options.store_id, number, block_count };
-    match write_new(&path, bytes, &header) {
-        Ok(file) => Ok(PieceFile::new(number, home, file, block_count)),
-        Err(error) => {
-            let _ = fs::remove_file(&path);
-            if matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded) {
-                return Err(StoreError::DiskFull { dir: options.dir.clone() });
-            }
-            Err(io_error("create", &path, error))
+    let mut bytes = options.file_bytes();
+    loop {
+        let block_count = u32::try_from(bytes / u64::from(BLOCK_BYTES)).expect("a piece file is below 2^32 blocks");
+        let header = Header { store_id: options.store_id, number, block_count };
+        let error = match write_new(&path, bytes, &header) {
+            Ok(file) => return Ok(PieceFile::new(number, home, file, block_count)),
+            Err(error) => error,
+        };
+        let _ = fs::remove_file(&path);
+        if !matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded) {
+            return Err(io_error("create", &path, error));
         }
+        let free = file::free_bytes(&options.dir).unwrap_or(0);
+        bytes = smaller(bytes, free).ok_or_else(|| StoreError::DiskFull { dir: options.dir.clone() })?;
     }
+}
+
+/// The size to try next on a disk with so much room: at most half of the last one, and of the room.
+fn smaller(bytes: u64, free: u64) -> Option<u64> {
+    let bytes = whole_pieces((bytes / 2).min(free / 2));
+    (bytes >= PIECE_FILE_BYTES_MIN).then_some(bytes)
+}
+
+/// The size of a file with a header and as many whole pieces as fit these bytes, but at least one.
+fn whole_pieces(bytes: u64) -> u64 {
+    let header = u64::from(HEADER_BLOCKS * BLOCK_BYTES);
+    let pieces = (bytes.saturating_sub(header) / u64::from(PIECE_BYTES)).max(1);
+    header + pieces * u64::from(PIECE_BYTES)
 }
 
 fn write_new(path: &Path, bytes: u64, header: &Header) -> io::Result<File> {

@@ -9,7 +9,7 @@ use std::ops::Deref;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 
-use crate::rt::arena::Hot;
+use crate::rt::arena::{Hot, Slot};
 use crate::store::StoreError;
 use crate::store::extents::ExtentList;
 use crate::store::plain::WriteState;
@@ -94,6 +94,16 @@ impl Lease {
     /// The blocks.
     pub fn extents(&self) -> &ExtentList {
         &self.0.extents
+    }
+
+    /// The bytes of the piece, if they are in memory, for a reader.
+    pub fn read_hot(&self) -> Option<Slot> {
+        self.0.hot.get()?.read()
+    }
+
+    /// The same for a use that says nothing about later ones.
+    pub fn peek_hot(&self) -> Option<Slot> {
+        self.0.hot.get()?.peek()
     }
 
     /// Where the bytes of the piece may stay in memory.

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use event_listener::{Event, EventListener};
 
-use crate::limits::BLOCK_BYTES;
+use crate::limits::{BLOCK_BYTES, SMALLER_PIECE_FILES_MAX};
 use crate::rt::time::unix_ms;
 use crate::store::allocate::{self, Cursor};
 use crate::store::bitmap::Bitmap;
@@ -120,7 +120,8 @@ impl Space {
         let file_count = u32::try_from(found.len()).expect("file numbers are u32");
         let file_bytes: u64 = found.iter().map(PieceFile::bytes).sum();
         let more = options.capacity_bytes.saturating_sub(file_bytes) / options.file_bytes();
-        let places = next as usize + usize::try_from(more).expect("files are counted in memory");
+        let more = usize::try_from(more).expect("files are counted in memory");
+        let places = next as usize + more + SMALLER_PIECE_FILES_MAX;
         let table: Box<[OnceLock<PieceFile>]> = (0..places).map(|_| OnceLock::new()).collect();
         for file in found {
             let number = file.number as usize;

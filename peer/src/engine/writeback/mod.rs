@@ -156,6 +156,7 @@ impl Owner {
     }
 
     async fn tell_backend(self: &Rc<Self>, version: &Rc<Version>, entry: &Rc<Entry>) -> End {
+        entry.is_ours();
         let is_put = entry.record.borrow().kind == WriteBackKind::Put;
         if is_put && self.has_readers_of_the_backend(&entry.task, entry) {
             return End::Waiting;
@@ -233,15 +234,16 @@ impl Owner {
     async fn give_up(self: &Rc<Self>, entry: &Rc<Entry>, error: ObjectError) {
         let (attempts, record) = entry.note_failure(&error, true);
         self.context.metrics.writeback_attempted(false);
-        tracing::error!(object = %entry.task.target.name, attempts, %error, "write-back set aside as a dead letter");
         // A client that still waits for its DELETE is told that it failed, and the object is there again.
         let tombstone = entry.task.current().filter(|version| version.state.get() == TaskState::Deleted);
         if let Some(tombstone) = tombstone.filter(|_| entry.is_awaited())
             && self.drop_version(&entry.task, &tombstone).await.is_ok()
         {
+            tracing::warn!(object = %entry.task.target.name, %error, "the backend refuses a deletion: it is not done");
             self.queue.finish(entry, Some(Err(error)));
             return;
         }
+        tracing::error!(object = %entry.task.target.name, attempts, %error, "write-back set aside as a dead letter");
         self.save_entry(entry, record).await;
         self.queue.set_aside(entry);
     }

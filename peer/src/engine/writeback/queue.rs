@@ -94,6 +94,7 @@ impl Entry {
     /// Why the last attempt failed, here or at the home; empty when none did.
     pub fn last_error(&self) -> String {
         match self.refusal.borrow().as_str() {
+            _ if self.is_aside() => self.record.borrow().last_error.clone(),
             "" => self.record.borrow().last_error.clone(),
             refusal => format!("at the home of the object: {refusal}"),
         }
@@ -127,6 +128,11 @@ impl Entry {
         }
         let patience_ms = milliseconds(HOME_PATIENCE * (before + 1));
         now_ms >= self.home_silent_ms.get().saturating_add(patience_ms)
+    }
+
+    /// This peer decides about it itself.
+    pub fn is_ours(&self) {
+        self.refusal.borrow_mut().clear();
     }
 
     /// The home has answered about it: with a reason, if it is a dead letter there.

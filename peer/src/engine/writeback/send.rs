@@ -245,7 +245,7 @@ impl Owner {
         for (number, piece) in pieces {
             let mut slot = self.context.arena.take(piece.length as usize, Holder::WriteBack).await;
             // A large one that is hot would keep memory of those who serve as long as the backend takes.
-            let hot = piece.lease.hot().peek().filter(|hot| hot.len() <= JOURNAL_PIECE_BYTES_MAX);
+            let hot = piece.lease.peek_hot().filter(|hot| hot.len() <= JOURNAL_PIECE_BYTES_MAX);
             let read = match hot {
                 Some(hot) => {
                     slot.append(&hot);

@@ -127,39 +127,83 @@ impl HotTier {
         slot.is_some()
     }
 
-    /// How many slots of this size could be freed: nobody reads from them.
-    pub fn idle(&self, class: usize) -> usize {
+    /// Lets the oldest piece of this size that somebody reads from leave memory: its slot becomes free when its present
+    /// readers are done, and new ones come to stand in line for memory like everybody else.
+    pub fn detach(&self, class: usize) {
         let class = &self.classes[class];
-        if class.count.load(Ordering::Acquire) == 0 {
+        let mut queues = lock(&class.queues);
+        let slot = queues.main.iter().chain(&queues.small).find_map(|hot| lock(&hot.0).slot.take());
+        queues.forget_gone();
+        class.count.store(queues.small.len() + queues.main.len(), Ordering::Release);
+        drop(queues);
+        drop(slot);
+    }
+
+    /// Whether at least so many slots of this size, or of a larger one, could be freed: nobody reads from them.
+    pub fn has_idle(&self, class: usize, wanted: usize) -> bool {
+        let mut found = 0;
+        (class..CLASS_BYTES.len()).rev().any(|class| {
+            found += self.idle(class, wanted - found);
+            found >= wanted
+        })
+    }
+
+    /// Whether slots of so many bytes together could be freed.
+    pub fn has_idle_bytes(&self, wanted: usize) -> bool {
+        let mut found = 0;
+        CLASS_BYTES.iter().enumerate().rev().any(|(class, bytes)| {
+            found += bytes * self.idle(class, wanted.saturating_sub(found).div_ceil(*bytes));
+            found >= wanted
+        })
+    }
+
+    /// How many slots of this size could be freed, up to `most`. With few that are read from, few are looked at.
+    fn idle(&self, class: usize, most: usize) -> usize {
+        let class = &self.classes[class];
+        if most == 0 || class.count.load(Ordering::Acquire) == 0 {
             return 0;
         }
         let queues = lock(&class.queues);
         let places = queues.small.iter().chain(&queues.main);
-        places.filter(|hot| lock(&hot.0).slot.as_ref().is_some_and(Slot::is_sole)).count()
+        places.filter(|hot| lock(&hot.0).slot.as_ref().is_some_and(Slot::is_sole)).take(most).count()
     }
 
-    /// Bytes of all of those.
+    /// Bytes of all slots that could be freed. Looks at every one.
     pub fn idle_bytes(&self) -> usize {
-        CLASS_BYTES.iter().enumerate().map(|(class, bytes)| bytes * self.idle(class)).sum()
+        CLASS_BYTES.iter().enumerate().map(|(class, bytes)| bytes * self.idle(class, usize::MAX)).sum()
     }
 }
 
 impl Queues {
     fn shed(&mut self) -> Option<Slot> {
-        // Each piece is looked at once for each read that it may have, and once more.
-        let looks = (self.small.len() + self.main.len()) * (usize::from(READS_MAX) + 2);
-        for _ in 0..looks {
-            let of_small =
-                self.main.is_empty() || self.small.len() * SMALL_DIVISOR > self.small.len() + self.main.len();
+        // Those of each queue that were passed over in a row: when it is all of them, there is nothing in it to free.
+        let (mut passed_small, mut passed_main) = (0, 0);
+        loop {
+            let (has_small, has_main) = (passed_small < self.small.len(), passed_main < self.main.len());
+            let is_large = self.small.len() * SMALL_DIVISOR > self.small.len() + self.main.len();
+            let of_small = has_small && (is_large || !has_main);
+            if !of_small && !has_main {
+                return None;
+            }
             let oldest = if of_small { self.small.pop_front() } else { self.main.pop_front() };
             match self.judge(oldest?, of_small) {
                 Fate::Gone => {}
-                Fate::Again(hot) if of_small => self.small.push_back(hot),
-                Fate::Again(hot) | Fate::Promoted(hot) => self.main.push_back(hot),
+                Fate::Again(hot) if of_small => {
+                    passed_small += 1;
+                    self.small.push_back(hot);
+                }
+                Fate::Again(hot) => {
+                    passed_main += 1;
+                    self.main.push_back(hot);
+                }
+                // It has one read less to its name, so this comes to an end.
+                Fate::Promoted(hot) => {
+                    passed_main = 0;
+                    self.main.push_back(hot);
+                }
                 Fate::Leaves(slot) => return Some(slot),
             }
         }
-        None
     }
 
     fn judge(&mut self, hot: Hot, of_small: bool) -> Fate {
@@ -257,6 +301,52 @@ mod tests {
         assert_eq!((arena.held_bytes(Holder::Serve), arena.idle_hot_bytes()), (0, PIECE));
         hot.clear();
         assert_eq!((arena.idle_hot_bytes(), hot.read().is_none()), (0, true));
+    }
+
+    #[test]
+    fn one_that_is_read_does_not_keep_the_others_from_making_room() {
+        let arena = arena();
+        let places: Vec<Hot> = (0..4).map(|_| Hot::default()).collect();
+        places.iter().for_each(|hot| read_from_disk(&arena, hot));
+        // Three that were read go to the main queue, the one that is read from stays alone in the small one, or the other
+        // way round.
+        for held in 0..4 {
+            places.iter().filter(|hot| is_there(hot)).for_each(|hot| drop(hot.read()));
+            let reader = places[held].peek();
+            let taken: Vec<_> = std::iter::from_fn(|| arena.try_take(PIECE, Holder::Serve)).collect();
+            assert!(taken.len() >= 3, "{held}: only {}", taken.len());
+            drop((taken, reader));
+            places.iter().filter(|hot| !is_there(hot)).for_each(|hot| read_from_disk(&arena, hot));
+        }
+    }
+
+    #[test]
+    fn who_waits_is_not_kept_out_by_those_who_read_what_is_hot() {
+        let arena = arena();
+        let places: Vec<Hot> = (0..20).map(|_| Hot::default()).collect();
+        places.iter().for_each(|hot| read_from_disk(&arena, hot));
+        // All that is there is read by somebody, again and again.
+        let mut readers: Vec<Option<Slot>> = places.iter().map(Hot::read).collect();
+        let mut cx = std::task::Context::from_waker(std::task::Waker::noop());
+        let mut waiting = std::pin::pin!(arena.take(PIECE, Holder::Serve));
+        assert!(waiting.as_mut().poll(&mut cx).is_pending());
+        let came = (0..places.len()).any(|at| {
+            readers[at] = None;
+            readers[at] = places[at].read();
+            waiting.as_mut().poll(&mut cx).is_ready()
+        });
+        assert!(came);
+    }
+
+    #[test]
+    fn nothing_is_given_up_where_it_would_not_do() {
+        let arena = arena();
+        let small = Hot::default();
+        arena.keep_hot(&small, arena.try_take(1, Holder::Serve).expect("free").freeze());
+        let other_small = arena.try_take(1, Holder::Serve);
+        let held: Vec<_> = std::iter::from_fn(|| arena.try_take(PIECE, Holder::Serve)).collect();
+        assert!(other_small.is_some() && !held.is_empty());
+        assert!(is_there(&small), "4 KiB are not what is missing");
     }
 
     #[test]

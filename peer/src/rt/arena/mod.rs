@@ -153,9 +153,14 @@ impl Arena {
         let place = Place::behind(&self.0, holder, class_for(len));
         // Behind others, the first look comes after the next slot is freed, or the next of them has left.
         let mut looks = place.is_first;
+        let mut has_detached = false;
         loop {
             if looks && let Some(slot) = self.take_now(len, holder) {
                 return slot;
+            }
+            if looks && !has_detached && holder == Holder::Serve {
+                has_detached = true;
+                self.0.hot.detach(class_for(len));
             }
             freed.await;
             freed = self.0.freed.listen();
@@ -186,10 +191,14 @@ impl Arena {
     /// those who serve have taken is kept only when they are done with it: they would fill a share that is not theirs. Small
     /// ones cannot.
     pub fn keep_hot(&self, hot: &Hot, slot: Slot) {
+        if !self.0.keeps_hot {
+            return;
+        }
         let may_pass = slot.is_sole() || slot.class() < SMALL_CLASSES;
-        let is_ours = slot.is_of(Holder::Serve) || may_pass && slot.pass_to(Holder::Serve);
-        if self.0.keeps_hot && is_ours {
+        if slot.is_of(Holder::Serve) || may_pass && slot.pass_to(Holder::Serve) {
             self.0.hot.keep(hot, slot);
+            // Who waits may have it at once.
+            self.0.freed.notify(usize::MAX);
         }
     }
 
@@ -201,9 +210,11 @@ impl Arena {
     /// Whether this many more slots of `len` bytes could be taken now, those among them that are merely hot.
     pub fn has_room(&self, len: usize, holder: Holder, slots: usize) -> bool {
         let (area, class) = (&self.0, class_for(len));
-        let idle = |class: usize| area.classes[class].free_count() + area.hot.idle(class);
-        let free: usize = (class..CLASS_BYTES.len()).map(idle).sum();
-        free >= slots && self.held_bytes(holder) + slots * CLASS_BYTES[class] <= area.share_bytes[holder as usize]
+        let free: usize = area.classes[class..].iter().map(Class::free_count).sum();
+        let held = area.held_bytes[holder as usize].load(Ordering::Acquire);
+        let missing = (held + slots * CLASS_BYTES[class]).saturating_sub(area.share_bytes[holder as usize]);
+        (free >= slots || area.hot.has_idle(class, slots - free))
+            && (missing == 0 || holder == Holder::Serve && area.hot.has_idle_bytes(missing))
     }
 
     /// Whether a piece of `len` bytes that nobody needs yet may take memory of those who serve, or keep hot memory from
@@ -230,14 +241,21 @@ impl Area {
     /// Counts so many bytes for a holder, if its share has room for them or what is hot makes room.
     fn claim(&self, bytes: usize, holder: Holder) -> bool {
         let (held, share) = (&self.held_bytes[holder as usize], self.share_bytes[holder as usize]);
+        // The largest first: one of them may do.
+        let mut class = CLASS_BYTES.len();
         loop {
-            if held.fetch_add(bytes, Ordering::AcqRel) + bytes <= share {
+            let missing = (held.fetch_add(bytes, Ordering::AcqRel) + bytes).saturating_sub(share);
+            if missing == 0 {
                 return true;
             }
             held.fetch_sub(bytes, Ordering::AcqRel);
-            // The largest first: one of them may do.
-            if holder != Holder::Serve || !(0..CLASS_BYTES.len()).rev().any(|class| self.hot.shed(class)) {
+            if holder != Holder::Serve || !self.hot.has_idle_bytes(missing) {
                 return false;
+            }
+            class = class.min(CLASS_BYTES.len() - 1);
+            while !self.hot.shed(class) {
+                let Some(smaller) = class.checked_sub(1) else { return false };
+                class = smaller;
             }
         }
     }
