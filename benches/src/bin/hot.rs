@@ -43,7 +43,7 @@ fn main() -> ExitCode {
 }
 
 fn run(arguments: &Arguments) -> Result<()> {
-    let lab = Lab::start()?;
+    let lab = Lab::start_with(|_| ())?;
     let nginx = Nginx::start(std::thread::available_parallelism()?.get())?;
     let payload = Payload::new(1, arguments.object_kib << 10).bytes();
     nginx.place(KEY, &payload)?;
