@@ -66,9 +66,21 @@ impl Location {
         }
         match after_scheme(text) {
             Some(rest) => DfsUrl::parse_rest(text, rest).map(Location::Dfs),
+            None if is_meant_as_url(text) => bail!(
+                "'{text}' is no url of an object: those begin with dfs://, e.g. dfs://bucket_name/object_key. A file of this \
+                 name is written ./{text}"
+            ),
             None => Ok(Location::Local(PathBuf::from(text))),
         }
     }
+}
+
+/// Whether a text that names no object was hardly meant as a path.
+fn is_meant_as_url(text: &str) -> bool {
+    let Some((scheme, rest)) = text.split_once(':') else { return false };
+    let is_scheme = |known: &&str| scheme.eq_ignore_ascii_case(known);
+    let is_ours = scheme.eq_ignore_ascii_case("dfs") && rest.starts_with('/');
+    is_ours || rest.starts_with("//") && ["s3", "oss", "gs", "http", "https", "file"].iter().any(is_scheme)
 }
 
 impl DfsUrl {
@@ -304,7 +316,13 @@ mod tests {
     fn locations() {
         let parse = |text: &str| Location::parse(OsStr::new(text)).expect(text);
         assert_eq!(parse("-"), Location::Standard);
-        assert_eq!(parse("s3://b/k"), Location::Local("s3://b/k".into()));
+        for text in ["s3://b/k", "HTTPS://host/k", "dfs:/b/k"] {
+            let error = Location::parse(OsStr::new(text)).expect_err(text).to_string();
+            assert!(error.contains("dfs://bucket_name/object_key") && error.contains(&format!("./{text}")), "{error}");
+        }
+        for text in ["./s3://b/k", "a:b", "x://y", "dfs", "dfs:k", "s3:k"] {
+            assert_eq!(parse(text), Location::Local(text.into()));
+        }
         assert!(matches!(parse("dFs://b/k"), Location::Dfs(_)));
         let not_text: &OsStr = std::os::unix::ffi::OsStrExt::from_bytes(b"/\xff");
         assert_eq!(Location::parse(not_text).expect("a path"), Location::Local(not_text.into()));
