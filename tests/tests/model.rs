@@ -9,7 +9,7 @@ use dfstore_tests::model::suite::Suite;
 use dfstore_tests::model::world::{Outcome, Rules, World};
 use dfstore_tests::scene::{ASYNC, EPHEMERAL, SYNC};
 
-const HISTORIES: u64 = 640;
+const HISTORIES: u64 = 1760;
 
 #[test]
 fn random_histories_on_one_peer_show_nothing_that_the_model_forbids() -> Result<()> {
