@@ -24,6 +24,8 @@ use crate::url::{DfsUrl, encode};
 const LOOK_DELAY: Duration = Duration::from_millis(50);
 /// See [`LOOK_DELAY`].
 const LOOK_DELAY_MAX: Duration = Duration::from_secs(1);
+/// Who waits longer than this for one object is told what for.
+const NOTE_AFTER: Duration = Duration::from_secs(5);
 
 /// Runs the command that was asked for.
 pub async fn run(peer: &Peer, command: &WritebackCommand) -> Result<()> {
@@ -196,6 +198,7 @@ fn set_aside(entry: &QueueEntry) -> anyhow::Error {
 pub async fn wait_for_object(peer: &Peer, target: &Target, generation: u64) -> Result<()> {
     let name = encode(&target.object.bucket, &target.object.key);
     let mut delay = LOOK_DELAY;
+    let mut note_at = Some(Instant::now() + NOTE_AFTER);
     loop {
         let answer = peer.call(target.task(), Stat { target: target.clone(), fresh: false }).await;
         let info = match answer.with_context(|| format!("failed to ask whether the backend has {name}"))? {
@@ -215,6 +218,12 @@ pub async fn wait_for_object(peer: &Peer, target: &Target, generation: u64) -> R
         let found = ask(peer, &dead.first_page(1)).await?.entries.into_iter().next();
         if let Some(entry) = found.filter(|entry| entry.key == target.object.key) {
             return Err(set_aside(&entry));
+        }
+        if note_at.take_if(|at| Instant::now() >= *at).is_some() {
+            note(format_args!(
+                "Note: {name} is written and waits for the backend; interrupting this does not take it back \
+                 ('dfstore writeback ls' says why it waits, in a cluster at the home of the object)"
+            ));
         }
         time::sleep(delay).await;
         delay = (delay * 2).min(LOOK_DELAY_MAX);

@@ -109,21 +109,20 @@ impl ObjectError {
         let text = error.to_string();
         let LinkError::Refused(reply) = error else { return ObjectError::PeerUnavailable(text) };
         let retry_after = Duration::from_millis(reply.retry_after_ms.unwrap_or(1000).into());
+        // What begins its text is said by the error that is made of it.
+        let without = |words: &str| reply.message.strip_prefix(words).unwrap_or(&reply.message).to_owned();
         match reply.code {
             ErrorCode::NotFound => ObjectError::NotFound(name.to_string()),
             ErrorCode::NoSuchBucket => ObjectError::NoSuchBucket(name.bucket.clone()),
-            ErrorCode::AccessDenied => ObjectError::AccessDenied(reply.message),
+            ErrorCode::AccessDenied => ObjectError::AccessDenied(without("the backend refuses access: ")),
             ErrorCode::InvalidArgument => ObjectError::InvalidArgument(reply.message),
             ErrorCode::PreconditionFailed => ObjectError::PreconditionFailed,
             ErrorCode::Conflict => ObjectError::Conflict(reply.message),
-            ErrorCode::NoSpace | ErrorCode::TooLarge => {
-                let text = reply.message.strip_prefix("no space left: ").map(str::to_owned);
-                ObjectError::NoSpace(text.unwrap_or(reply.message))
-            }
+            ErrorCode::NoSpace | ErrorCode::TooLarge => ObjectError::NoSpace(without("no space left: ")),
             ErrorCode::VersionChanged => ObjectError::VersionChanged(name.to_string()),
             ErrorCode::Busy => ObjectError::Busy { reason: reply.message, retry_after },
-            ErrorCode::BackendUnavailable => ObjectError::BackendUnavailable(reply.message),
-            ErrorCode::BackendTimeout => ObjectError::BackendTimeout(reply.message),
+            ErrorCode::BackendUnavailable => ObjectError::BackendUnavailable(without("the backend is not available: ")),
+            ErrorCode::BackendTimeout => ObjectError::BackendTimeout(without("the backend did not answer in time: ")),
             _ => ObjectError::PeerUnavailable(text),
         }
     }
