@@ -1,6 +1,7 @@
 //! Figures of runs in pairs: on a machine whose speed drifts, only the ratio of two runs of the same minute counts.
 
 use std::fmt;
+use std::time::Duration;
 
 /// One run: how fast, and how much CPU time it took.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -9,6 +10,14 @@ pub struct Run {
     pub gb_per_second: f64,
     /// CPU seconds per 10^9 bytes.
     pub cpu_seconds_per_gb: f64,
+}
+
+impl Run {
+    /// So many bytes in this time, with this CPU time.
+    pub fn of(bytes: u64, took: Duration, cpu: Duration) -> Run {
+        let gigabytes = bytes as f64 / 1e9;
+        Run { gb_per_second: gigabytes / took.as_secs_f64(), cpu_seconds_per_gb: cpu.as_secs_f64() / gigabytes }
+    }
 }
 
 /// Runs of a subject and of its reference, in turn.

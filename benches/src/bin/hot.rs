@@ -89,6 +89,5 @@ fn measured(arguments: &Arguments, address: SocketAddr, path: &str, cpu: impl Fn
     })?;
     let took = started.elapsed();
     let cpu = cpu()?.saturating_sub(cpu_before);
-    let gigabytes = (length * arguments.reads * arguments.connections as u64) as f64 / 1e9;
-    Ok(Run { gb_per_second: gigabytes / took.as_secs_f64(), cpu_seconds_per_gb: cpu.as_secs_f64() / gigabytes })
+    Ok(Run::of(length * arguments.reads * arguments.connections as u64, took, cpu))
 }

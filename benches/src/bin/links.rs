@@ -9,7 +9,7 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use anyhow::{Context, Result, bail, ensure};
 use bytes::BytesMut;
@@ -72,10 +72,8 @@ fn run(arguments: &Arguments) -> Result<()> {
 fn measured(pieces: u32, work: impl FnOnce() -> Result<()>) -> Result<Run> {
     let (began, cpu) = (Instant::now(), cpu_time(std::process::id())?);
     work()?;
-    let gigabytes = f64::from(pieces) * f64::from(PIECE_BYTES) / 1e9;
     let cpu = cpu_time(std::process::id())?.saturating_sub(cpu);
-    let seconds = |duration: Duration| duration.as_secs_f64();
-    Ok(Run { gb_per_second: gigabytes / seconds(began.elapsed()), cpu_seconds_per_gb: seconds(cpu) / gigabytes })
+    Ok(Run::of(u64::from(pieces) * u64::from(PIECE_BYTES), began.elapsed(), cpu))
 }
 
 fn joined<T>(thread: thread::JoinHandle<Result<T>>) -> Result<T> {

@@ -152,6 +152,5 @@ fn measured(
     load::rounds(&mut clients, 1, |index, client| work(client, index))?;
     let took: Duration = started.elapsed();
     let cpu = lab.peer.process().cpu_time()?.saturating_sub(cpu_before);
-    let gigabytes = (arguments.run_mib << 20) as f64 / 1e9;
-    Ok(Run { gb_per_second: gigabytes / took.as_secs_f64(), cpu_seconds_per_gb: cpu.as_secs_f64() / gigabytes })
+    Ok(Run::of(arguments.run_mib << 20, took, cpu))
 }

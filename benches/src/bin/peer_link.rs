@@ -5,7 +5,7 @@
 //! of the ratios counts. CPU time is that of each process by itself, against the same side of iperf3.
 
 use std::process::ExitCode;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use anyhow::{Result, ensure};
 use clap::{Parser, ValueEnum};
@@ -124,10 +124,5 @@ fn transfer(cluster: &mut Cluster, by: By, length: u64) -> Result<(Run, Run)> {
     let from_backend = cluster.backend.traffic().sent;
     ensure!(from_backend == 0, "{from_backend} bytes came from the backend instead of the other peer");
     let cpu = [cpu_time(pids[0])?.saturating_sub(before[0]), cpu_time(pids[1])?.saturating_sub(before[1])];
-    Ok((figures(length, took, cpu[0]), figures(length, took, cpu[1])))
-}
-
-fn figures(length: u64, took: Duration, cpu: Duration) -> Run {
-    let gigabytes = length as f64 / 1e9;
-    Run { gb_per_second: gigabytes / took.as_secs_f64(), cpu_seconds_per_gb: cpu.as_secs_f64() / gigabytes }
+    Ok((Run::of(length, took, cpu[0]), Run::of(length, took, cpu[1])))
 }

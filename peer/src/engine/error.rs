@@ -109,20 +109,18 @@ impl ObjectError {
         let text = error.to_string();
         let LinkError::Refused(reply) = error else { return ObjectError::PeerUnavailable(text) };
         let retry_after = Duration::from_millis(reply.retry_after_ms.unwrap_or(1000).into());
-        // What begins its text is said by the error that is made of it.
-        let without = |words: &str| reply.message.strip_prefix(words).unwrap_or(&reply.message).to_owned();
         match reply.code {
             ErrorCode::NotFound => ObjectError::NotFound(name.to_string()),
             ErrorCode::NoSuchBucket => ObjectError::NoSuchBucket(name.bucket.clone()),
-            ErrorCode::AccessDenied => ObjectError::AccessDenied(without("the backend refuses access: ")),
+            ErrorCode::AccessDenied => of_text(ObjectError::AccessDenied, reply.message),
             ErrorCode::InvalidArgument => ObjectError::InvalidArgument(reply.message),
             ErrorCode::PreconditionFailed => ObjectError::PreconditionFailed,
             ErrorCode::Conflict => ObjectError::Conflict(reply.message),
-            ErrorCode::NoSpace | ErrorCode::TooLarge => ObjectError::NoSpace(without("no space left: ")),
+            ErrorCode::NoSpace | ErrorCode::TooLarge => of_text(ObjectError::NoSpace, reply.message),
             ErrorCode::VersionChanged => ObjectError::VersionChanged(name.to_string()),
             ErrorCode::Busy => ObjectError::Busy { reason: reply.message, retry_after },
-            ErrorCode::BackendUnavailable => ObjectError::BackendUnavailable(without("the backend is not available: ")),
-            ErrorCode::BackendTimeout => ObjectError::BackendTimeout(without("the backend did not answer in time: ")),
+            ErrorCode::BackendUnavailable => of_text(ObjectError::BackendUnavailable, reply.message),
+            ErrorCode::BackendTimeout => of_text(ObjectError::BackendTimeout, reply.message),
             _ => ObjectError::PeerUnavailable(text),
         }
     }
@@ -131,6 +129,12 @@ impl ObjectError {
     pub fn unexpected(answer: &Message) -> ObjectError {
         ObjectError::PeerUnavailable(format!("it answered with {}", answer.frame_type().name()))
     }
+}
+
+/// The error of this text, in which the words that the error begins with may stand already: its sender had made the same.
+fn of_text(make: fn(String) -> ObjectError, text: String) -> ObjectError {
+    let words = make(String::new()).to_string();
+    make(text.strip_prefix(&words).map(str::to_owned).unwrap_or(text))
 }
 
 impl From<crate::rt::mailbox::Closed> for ObjectError {

@@ -11,7 +11,7 @@ use rustix::process::geteuid;
 use super::missing::Missing;
 use crate::config::{StoreOptions, units::show_size};
 use crate::limits::BLOCK_BYTES;
-use crate::rt::file::open_direct;
+use crate::rt::file::{free_bytes, open_direct};
 
 /// Name of the lock file inside the data folder. It holds the process ID of whoever holds the lock.
 const LOCK_NAME: &str = "LOCK";
@@ -108,8 +108,7 @@ fn try_direct_io(path: &Path) -> io::Result<()> {
 /// answer of their own when the disk is full.
 fn check_space(store: &StoreOptions) -> Option<String> {
     let path = &store.data_path;
-    let stat = rustix::fs::statvfs(path).ok()?;
-    let free = stat.f_bavail.saturating_mul(stat.f_frsize);
+    let free = free_bytes(path).ok()?;
     let held: u64 = std::fs::read_dir(path).ok()?.filter_map(|entry| Some(entry.ok()?.metadata().ok()?.blocks())).sum();
     let usable = free.saturating_add(held.saturating_mul(512));
     (usable < store.capacity_bytes).then(|| {

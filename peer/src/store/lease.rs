@@ -37,6 +37,10 @@ impl Held {
             hot: OnceLock::new(),
         })
     }
+
+    fn hot(&self) -> &Hot {
+        self.hot.get_or_init(Hot::default)
+    }
 }
 
 impl Drop for Held {
@@ -65,7 +69,7 @@ impl Reservation {
 
     /// Where the bytes of the piece may stay in memory.
     pub fn hot(&self) -> &Hot {
-        self.0.hot.get_or_init(Hot::default)
+        self.0.hot()
     }
 
     /// From here on the blocks stay taken even if every lease is lost. To be called *before* the change that names
@@ -108,7 +112,7 @@ impl Lease {
 
     /// Where the bytes of the piece may stay in memory.
     pub fn hot(&self) -> &Hot {
-        self.0.hot.get_or_init(Hot::default)
+        self.0.hot()
     }
 
     /// From now on readers wait for this write.

@@ -156,7 +156,7 @@ impl Owner {
     }
 
     async fn tell_backend(self: &Rc<Self>, version: &Rc<Version>, entry: &Rc<Entry>) -> End {
-        entry.is_ours();
+        entry.forget_refusal();
         let is_put = entry.record.borrow().kind == WriteBackKind::Put;
         if is_put && self.has_readers_of_the_backend(&entry.task, entry) {
             return End::Waiting;

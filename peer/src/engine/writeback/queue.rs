@@ -93,11 +93,11 @@ impl Entry {
 
     /// Why the last attempt failed, here or at the home; empty when none did.
     pub fn last_error(&self) -> String {
-        match self.refusal.borrow().as_str() {
-            _ if self.is_aside() => self.record.borrow().last_error.clone(),
-            "" => self.record.borrow().last_error.clone(),
-            refusal => format!("at the home of the object: {refusal}"),
+        let refusal = self.refusal.borrow();
+        if self.is_aside() || refusal.is_empty() {
+            return self.record.borrow().last_error.clone();
         }
+        format!("at the home of the object: {refusal}")
     }
 
     /// When it is tried again, if it waits for that (Unix ms); a time that is past if not.
@@ -130,8 +130,8 @@ impl Entry {
         now_ms >= self.home_silent_ms.get().saturating_add(patience_ms)
     }
 
-    /// This peer decides about it itself.
-    pub fn is_ours(&self) {
+    /// This peer decides about it itself now: what the home said is out of date.
+    pub fn forget_refusal(&self) {
         self.refusal.borrow_mut().clear();
     }
 
@@ -229,7 +229,7 @@ impl Queue {
     /// A person wants an entry tried now, also one that was set aside.
     pub fn revive(&self, entry: &Rc<Entry>) {
         if self.holds(entry) && (entry.aside.replace(false) || self.unwait(entry)) {
-            entry.refusal.borrow_mut().clear();
+            entry.forget_refusal();
             entry.record.borrow_mut().dead = false;
             self.ready.borrow_mut().insert(entry.key());
             self.changed.notify(usize::MAX);

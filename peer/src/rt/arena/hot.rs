@@ -78,9 +78,19 @@ struct Queues {
 /// What becomes of the oldest of a queue.
 enum Fate {
     Gone,
-    Again(Hot),
-    Promoted(Hot),
+    Again,
+    Promoted,
     Leaves(Slot),
+}
+
+impl Class {
+    /// Works on the queues, and notes how long they are then.
+    fn with_queues<T>(&self, work: impl FnOnce(&mut Queues) -> T) -> T {
+        let mut queues = lock(&self.queues);
+        let done = work(&mut queues);
+        self.count.store(queues.len(), Ordering::Release);
+        done
+    }
 }
 
 impl HotTier {
@@ -93,50 +103,40 @@ impl HotTier {
     /// Keeps a piece, unless it is here already.
     pub fn keep(&self, hot: &Hot, slot: Slot) {
         let class = &self.classes[slot.class()];
-        let mut queues = lock(&class.queues);
-        let is_back = {
-            let mut place = lock(&hot.0);
-            if place.slot.is_some() {
-                return;
+        // What is not kept is dropped when the lock is free again.
+        let _rest = class.with_queues(|queues| {
+            let is_back = {
+                let mut place = lock(&hot.0);
+                if place.slot.is_some() {
+                    return Some(slot);
+                }
+                let since = place.left.take().filter(|(size, _)| *size == slot.class()).map(|(_, at)| queues.left - at);
+                (place.slot, place.reads) = (Some(slot), 0);
+                since.is_some_and(|since| since <= queues.main.len().max(1))
+            };
+            if queues.len() > 2 * class.slots {
+                queues.forget_gone();
             }
-            let since = place.left.take().filter(|(size, _)| *size == slot.class()).map(|(_, at)| queues.left - at);
-            (place.slot, place.reads) = (Some(slot), 0);
-            since.is_some_and(|since| since <= queues.main.len().max(1))
-        };
-        if queues.small.len() + queues.main.len() > 2 * class.slots {
-            queues.forget_gone();
-        }
-        if is_back {
-            queues.main.push_back(hot.clone())
-        } else {
-            queues.small.push_back(hot.clone())
-        }
-        class.count.store(queues.small.len() + queues.main.len(), Ordering::Release);
+            let queue = if is_back { &mut queues.main } else { &mut queues.small };
+            queue.push_back(hot.clone());
+            None
+        });
     }
 
     /// Frees a slot of this size; `false` when there is none that nobody reads from.
     pub fn shed(&self, class: usize) -> bool {
         let class = &self.classes[class];
-        if class.count.load(Ordering::Acquire) == 0 {
-            return false;
-        }
-        let mut queues = lock(&class.queues);
-        let slot = queues.shed();
-        class.count.store(queues.small.len() + queues.main.len(), Ordering::Release);
-        drop(queues);
-        slot.is_some()
+        class.count.load(Ordering::Acquire) > 0 && class.with_queues(Queues::shed).is_some()
     }
 
     /// Lets the oldest piece of this size that somebody reads from leave memory: its slot becomes free when its present
     /// readers are done, and new ones come to stand in line for memory like everybody else.
     pub fn detach(&self, class: usize) {
-        let class = &self.classes[class];
-        let mut queues = lock(&class.queues);
-        let slot = queues.main.iter().chain(&queues.small).find_map(|hot| lock(&hot.0).slot.take());
-        queues.forget_gone();
-        class.count.store(queues.small.len() + queues.main.len(), Ordering::Release);
-        drop(queues);
-        drop(slot);
+        let _slot = self.classes[class].with_queues(|queues| {
+            let slot = queues.main.iter().chain(&queues.small).find_map(|hot| lock(&hot.0).slot.take());
+            queues.forget_gone();
+            slot
+        });
     }
 
     /// Whether at least so many slots of this size, or of a larger one, could be freed: nobody reads from them.
@@ -180,24 +180,24 @@ impl Queues {
         let (mut passed_small, mut passed_main) = (0, 0);
         loop {
             let (has_small, has_main) = (passed_small < self.small.len(), passed_main < self.main.len());
-            let is_large = self.small.len() * SMALL_DIVISOR > self.small.len() + self.main.len();
+            let is_large = self.small.len() * SMALL_DIVISOR > self.len();
             let of_small = has_small && (is_large || !has_main);
             if !of_small && !has_main {
                 return None;
             }
-            let oldest = if of_small { self.small.pop_front() } else { self.main.pop_front() };
-            match self.judge(oldest?, of_small) {
+            let hot = if of_small { self.small.pop_front() } else { self.main.pop_front() }?;
+            match self.judge(&hot, of_small) {
                 Fate::Gone => {}
-                Fate::Again(hot) if of_small => {
+                Fate::Again if of_small => {
                     passed_small += 1;
                     self.small.push_back(hot);
                 }
-                Fate::Again(hot) => {
+                Fate::Again => {
                     passed_main += 1;
                     self.main.push_back(hot);
                 }
                 // It has one read less to its name, so this comes to an end.
-                Fate::Promoted(hot) => {
+                Fate::Promoted => {
                     passed_main = 0;
                     self.main.push_back(hot);
                 }
@@ -206,23 +206,25 @@ impl Queues {
         }
     }
 
-    fn judge(&mut self, hot: Hot, of_small: bool) -> Fate {
+    fn judge(&mut self, hot: &Hot, of_small: bool) -> Fate {
         let mut place = lock(&hot.0);
-        let fate = match &place.slot {
+        match &place.slot {
             None => Fate::Gone,
             Some(_) if place.reads > 0 => {
                 place.reads = if of_small { 0 } else { place.reads - 1 };
-                Fate::Promoted(hot.clone())
+                Fate::Promoted
             }
-            Some(slot) if !slot.is_sole() => Fate::Again(hot.clone()),
+            Some(slot) if !slot.is_sole() => Fate::Again,
             Some(slot) => {
                 self.left += 1;
                 place.left = Some((slot.class(), self.left));
                 place.slot.take().map_or(Fate::Gone, Fate::Leaves)
             }
-        };
-        drop(place);
-        fate
+        }
+    }
+
+    fn len(&self) -> usize {
+        self.small.len() + self.main.len()
     }
 
     fn forget_gone(&mut self) {

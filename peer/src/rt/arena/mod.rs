@@ -197,7 +197,7 @@ impl Arena {
         let may_pass = slot.is_sole() || slot.class() < SMALL_CLASSES;
         if slot.is_of(Holder::Serve) || may_pass && slot.pass_to(Holder::Serve) {
             self.0.hot.keep(hot, slot);
-            // Who waits may have it at once.
+            // Who waits may have it at once, or what was taken for it before.
             self.0.freed.notify(usize::MAX);
         }
     }
@@ -242,7 +242,7 @@ impl Area {
     fn claim(&self, bytes: usize, holder: Holder) -> bool {
         let (held, share) = (&self.held_bytes[holder as usize], self.share_bytes[holder as usize]);
         // The largest first: one of them may do.
-        let mut class = CLASS_BYTES.len();
+        let mut class = CLASS_BYTES.len() - 1;
         loop {
             let missing = (held.fetch_add(bytes, Ordering::AcqRel) + bytes).saturating_sub(share);
             if missing == 0 {
@@ -252,7 +252,6 @@ impl Area {
             if holder != Holder::Serve || !self.hot.has_idle_bytes(missing) {
                 return false;
             }
-            class = class.min(CLASS_BYTES.len() - 1);
             while !self.hot.shed(class) {
                 let Some(smaller) = class.checked_sub(1) else { return false };
                 class = smaller;

@@ -153,14 +153,14 @@ impl Slot {
         self.shared.holder.load(Ordering::Acquire) == holder as u8
     }
 
-    /// Counts it for another holder from now on, if that one has room for it. To be called by its only owner.
+    /// Counts it for another holder from now on, if that one has room for it. To be called by its only owner, who then tells
+    /// those who wait.
     pub(super) fn pass_to(&self, holder: Holder) -> bool {
         let (area, bytes) = (&self.freed.0, self.shared.capacity());
         let claimed = area.claim(bytes, holder);
         if claimed {
             let before = self.shared.holder.swap(holder as u8, Ordering::AcqRel);
             area.held_bytes[usize::from(before)].fetch_sub(bytes, Ordering::AcqRel);
-            area.freed.notify(usize::MAX);
         }
         claimed
     }
