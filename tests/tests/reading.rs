@@ -265,10 +265,16 @@ fn a_reader_overtaken_by_a_new_version_gets_no_byte_of_it() -> Result<()> {
     connection.send_head("GET", &Scene::path("changing"), &[], 0)?;
     let head = connection.read_head()?;
     assert_eq!(head.status, 200);
-    scene.bucket.put("changing", &new.bytes())?;
-    scene.backend.release();
-    let mut body = Vec::new();
-    let cut = connection.read_body(&head, |bytes| body.extend_from_slice(bytes));
+    let (mut body, mut changed) = (Vec::new(), None);
+    let cut = connection.read_body(&head, |bytes| {
+        body.extend_from_slice(bytes);
+        // An answer that breaks off takes along what of it is still on its way: the first piece has come before.
+        if body.len() as u64 >= PIECE && changed.is_none() {
+            changed = Some(scene.bucket.put("changing", &new.bytes()));
+            scene.backend.release();
+        }
+    });
+    changed.context("the first piece has come")??;
     assert!(cut.is_err(), "the transfer breaks off: the rest of this version does not exist any more");
     assert!(body.len() as u64 >= PIECE && old.first_difference(0, &body).is_none(), "{} bytes", body.len());
     scene.backend.set_rules([]);
