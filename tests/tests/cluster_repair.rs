@@ -96,8 +96,10 @@ fn until_on_its_homes(cluster: &Cluster, key: &str) -> Result<()> {
 fn emptied_and_filled(decides: bool) -> Result<()> {
     const EMPTIED: usize = 1;
     let mut cluster = start("2s")?;
+    // So many that a new name of the seed surely makes it a home of some of them in the place that is asked for.
+    let length = |number| if number % 4 == 0 { PIECE + 9 } else { 100_000 };
     let mut objects: Vec<(String, Payload)> =
-        (0..12).map(|number| (format!("filled-{number}"), Payload::new(number, PIECE + 9))).collect();
+        (0..24).map(|number| (format!("filled-{number}"), Payload::new(number, length(number)))).collect();
     for (key, payload) in &objects {
         cluster[PEER].put(key, ASYNC, *payload)?;
     }
