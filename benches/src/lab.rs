@@ -4,8 +4,9 @@
 //! runs inside this program; what is measured does not wait for it. Everything goes away when the lab is dropped.
 
 use std::process::Command;
+use std::thread;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
 use dfstore_tests::binaries::binary;
 use dfstore_tests::bucket::Bucket;
 use dfstore_tests::peer::{Peer, PeerSpec};
@@ -25,14 +26,27 @@ pub struct Lab {
 impl Lab {
     /// Starts both. Under `cargo bench` the peer is built first where it is missing or out of date.
     pub fn start() -> Result<Lab> {
-        let (capacity, budget) = if is_smoke() { ("2GiB", "128MiB") } else { ("12GiB", "1GiB") };
-        Lab::start_with(|spec| (spec.capacity, spec.memory_budget) = (capacity.to_owned(), budget.to_owned()))
+        Lab::start_with(sizes)
+    }
+
+    /// As [`start`](Self::start), with an S3 server that gets only the time that nothing else wants of the cores. In use
+    /// it has a machine of its own.
+    pub fn start_with_idle_server() -> Result<Lab> {
+        let server = thread::spawn(|| {
+            only_when_idle()?;
+            S3sServer::start()
+        });
+        let server = server.join().map_err(|_| anyhow!("the S3 server's start panicked"))??;
+        Lab::start_before(server, sizes)
     }
 
     /// Starts both, the peer with these changes to the defaults of users.
     pub fn start_with(change: impl FnOnce(&mut PeerSpec)) -> Result<Lab> {
+        Lab::start_before(S3sServer::start()?, change)
+    }
+
+    fn start_before(server: S3sServer, change: impl FnOnce(&mut PeerSpec)) -> Result<Lab> {
         ensure_built("dfstore-peer")?;
-        let server = S3sServer::start()?;
         let bucket = server.bucket("bench")?;
         let mut spec = PeerSpec::new(&bucket.endpoint);
         (spec.memory_budget, spec.shards) = ("1GiB".to_owned(), "auto".to_owned());
@@ -40,6 +54,21 @@ impl Lab {
         let peer = Peer::start_with(spec)?;
         Ok(Lab { peer, bucket, _server: server })
     }
+}
+
+/// The sizes of a peer for a smoke run, or for a real one.
+fn sizes(spec: &mut PeerSpec) {
+    let (capacity, budget) = if is_smoke() { ("2GiB", "128MiB") } else { ("12GiB", "1GiB") };
+    (spec.capacity, spec.memory_budget) = (capacity.to_owned(), budget.to_owned());
+}
+
+/// Has this thread, and those that it starts from now on, run only when a core has nothing else to do.
+fn only_when_idle() -> Result<()> {
+    let parameters = libc::sched_param { sched_priority: 0 };
+    // SAFETY: the call reads the parameters, which outlive it, and changes the scheduling of this thread only.
+    let set = unsafe { libc::sched_setscheduler(0, libc::SCHED_IDLE, &parameters) };
+    ensure!(set == 0, "sched_setscheduler: {}", std::io::Error::last_os_error());
+    Ok(())
 }
 
 /// Builds the binaries of this profile unless `name` is there and up to date. Cargo builds no binaries of other

@@ -14,6 +14,9 @@ use crate::limits::DELETE_WAIT;
 use crate::rt::time::{timeout, unix_ms};
 use dfstore_proto::object::ObjectMeta;
 
+/// What a client is told when the backend refuses a deletion: the tombstone had replaced what it lacked.
+const DIRTY_IS_GONE: &str = "what was written and had not reached the bucket is deleted, what the bucket has stays";
+
 impl Owner {
     /// Deletes an object: where another peer decides about it, there.
     pub async fn delete(self: &Rc<Self>, target: &Target) -> Result<DeleteDone, ObjectError> {
@@ -28,18 +31,20 @@ impl Owner {
     pub async fn delete_as_home(self: &Rc<Self>, target: &Target) -> Result<DeleteDone, ObjectError> {
         let task = self.task(target);
         self.settle_if_home(&task).await?;
-        let (told, tombstone) = {
+        let (told, tombstone, was_dirty) = {
             let _commit = task.commit_lock.lock().await;
             let now_ms = unix_ms();
+            let was_dirty = task.current().is_some_and(|before| before.state.get() == TaskState::Dirty);
             let generation = self.next_number(&task, now_ms);
             let tombstone = Version::new(target.task, generation, ObjectMeta::default(), TaskState::Deleted, None);
             let record = self.new_entry(&task, WriteBackKind::Delete, generation);
             self.record_replacement(&task, &tombstone, Some(&record)).await?;
             let tombstone = Rc::new(tombstone);
             self.publish_new(&task, tombstone.clone(), Some(record));
-            (self.queue.outcome(&task), tombstone)
+            (self.queue.outcome(&task), tombstone, was_dirty)
         };
         let done = match timeout(DELETE_WAIT, told).await {
+            Ok(Ok(Err(error))) if was_dirty => return Err(error.with_note(DIRTY_IS_GONE)),
             Ok(Ok(outcome)) => outcome.map(|()| DeleteDone::Deleted)?,
             // Told later, or replaced by a newer write, which then is what the client wanted last.
             Ok(Err(_)) | Err(_) => DeleteDone::Pending,

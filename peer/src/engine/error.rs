@@ -101,6 +101,17 @@ impl ObjectError {
                 | E::ChecksumMismatch(_)
         )
     }
+
+    /// The same with something added to what it says, if it is of a kind that the backend answers with for good.
+    pub fn with_note(self, note: &str) -> ObjectError {
+        let noted = |text: String| format!("{text}; {note}");
+        match self {
+            ObjectError::AccessDenied(text) => ObjectError::AccessDenied(noted(text)),
+            ObjectError::InvalidArgument(text) => ObjectError::InvalidArgument(noted(text)),
+            ObjectError::Conflict(text) => ObjectError::Conflict(noted(text)),
+            error => error,
+        }
+    }
 }
 
 impl ObjectError {
