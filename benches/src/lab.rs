@@ -64,10 +64,9 @@ fn sizes(spec: &mut PeerSpec) {
 
 /// Has this thread, and those that it starts from now on, run only when a core has nothing else to do.
 fn only_when_idle() -> Result<()> {
-    let parameters = libc::sched_param { sched_priority: 0 };
-    // SAFETY: the call reads the parameters, which outlive it, and changes the scheduling of this thread only.
-    let set = unsafe { libc::sched_setscheduler(0, libc::SCHED_IDLE, &parameters) };
-    ensure!(set == 0, "sched_setscheduler: {}", std::io::Error::last_os_error());
+    let thread = rustix::thread::gettid().as_raw_nonzero().to_string();
+    let set = Command::new("chrt").args(["--idle", "--pid", "0", &thread]).status();
+    ensure!(set.context("chrt (of util-linux)")?.success(), "chrt could not set the scheduling of a thread");
     Ok(())
 }
 
