@@ -9,8 +9,8 @@ pub const VERSION_MIN: u8 = 1;
 pub const VERSION_OF_PEERS: u8 = 2;
 /// The version that added the messages about the write-back queue and the check of the disk.
 pub const VERSION_OF_QUEUE: u8 = 3;
-/// Highest version of the messages that this crate speaks. The fourth tells a writer that its home has a dead letter.
-pub const VERSION_MAX: u8 = 4;
+/// Highest version of the messages that this crate speaks.
+pub const VERSION_MAX: u8 = 3;
 
 /// Bytes of the preface that opens a connection.
 pub const PREFACE_BYTES: usize = 8;

@@ -10,9 +10,8 @@ use dfstore_proto::frame::{FrameLimits, RequestId};
 use dfstore_proto::ids::{ObjectName, TaskId};
 use dfstore_proto::limits::{
     ADDRESS_BYTES_MAX, ATTRIBUTE_BYTES_MAX, BOOTSTRAP_MAX, BUCKET_BYTES_MAX, CONTROL_BYTES_MAX, COUNTS_MAX,
-    ERROR_MESSAGE_BYTES_MAX, ETAG_BYTES_MAX, KEY_BYTES_MAX, LIST_ENTRIES_MAX, NAME_BYTES_MAX, NODES_MAX,
-    OBJECT_BYTES_MAX, PARENTS_MAX, QUERY_BYTES_MAX, RUNS_MAX, RUNS_SHOWN_MAX, SESSION_TOKEN_BYTES_MAX, SUGGESTED_MAX,
-    TOKEN_BYTES_MAX,
+    ETAG_BYTES_MAX, KEY_BYTES_MAX, LIST_ENTRIES_MAX, NAME_BYTES_MAX, NODES_MAX, OBJECT_BYTES_MAX, PARENTS_MAX,
+    QUERY_BYTES_MAX, RUNS_MAX, RUNS_SHOWN_MAX, SESSION_TOKEN_BYTES_MAX, SUGGESTED_MAX, TOKEN_BYTES_MAX,
 };
 use dfstore_proto::message::{
     BackendConfig, ConfigOk, Duty, Fetch, FrameType, Holder, HolderInfo, KnownVersion, ListEntry, Locate, Message,
@@ -170,7 +169,6 @@ fn largest() -> Vec<Message> {
         meta: meta(),
         replicas: u16::MAX,
         replicas_wanted: u16::MAX,
-        refusal: "r".repeat(ERROR_MESSAGE_BYTES_MAX),
     };
     let nodes = NodesOk { cluster: name(), me: name(), nodes: vec![node(); NODES_MAX], truncated: true };
     let failures = vec![NodeFailure::new(name(), "m".repeat(NAME_BYTES_MAX + 9)); NODES_MAX];

@@ -77,32 +77,55 @@ fn a_write_is_seen_everywhere_at_once_also_while_the_bucket_takes_none() -> Resu
 
 /// The home tells the bucket; whoever wrote asks the node that took the write.
 #[test]
-fn a_dead_letter_at_the_home_is_one_at_its_writer_too() -> Result<()> {
+fn a_dead_letter_is_shown_once_and_ends_the_waiting_at_all_nodes() -> Result<()> {
     let cluster = start()?;
-    let (home, writer) = (cluster[0].peer(), cluster[1].peer());
+    let (home, writer, other) = (cluster[0].peer(), cluster[1].peer(), cluster[2].peer());
     cluster.faulty()?.set_rules([Rule::on(Method::PUT, Fault::access_denied())]);
     let payload = Payload::new(8, PIECE);
     let folder = dfstore_tests::dirs::temporary("file")?;
     let file = folder.path().join("file");
     std::fs::write(&file, payload.bytes())?;
     let url = format!("dfs://{BUCKET}/denied");
-    for arguments in [&["cp", "--wait", "backend", &file.to_string_lossy(), &url][..], &["writeback", "wait"]] {
-        let output = writer.dfstore(arguments)?;
+    let fails = |node: &Peer, arguments: &[&str]| -> Result<()> {
+        let output = node.dfstore(arguments)?;
         assert_eq!(output.code, Some(1), "{arguments:?}");
-        assert!(
-            output.stderr.contains("was set aside, the backend does not take it: at the home"),
-            "{}",
-            output.stderr
-        );
+        assert!(output.stderr.contains("was set aside, the backend does not take it"), "{}", output.stderr);
         assert!(output.stderr.contains("AccessDenied"), "the reason of the bucket: {}", output.stderr);
+        Ok(())
+    };
+    fails(writer, &["cp", "--wait", "backend", &file.to_string_lossy(), &url])?;
+    for node in [home, writer, other] {
+        fails(node, &["writeback", "wait"])?;
+        let shown = node.dfstore(&["writeback", "ls", "--dead"])?.success()?.text();
+        let entries = shown.lines().filter(|line| line.starts_with("dead ") && line.ends_with(&url));
+        assert_eq!(entries.count(), 1, "once, as its home sees it: {shown}");
     }
-    let dead = |node: &Peer| Ok::<_, anyhow::Error>(node.dfstore(&["writeback", "ls", "--dead"])?.success()?.text());
-    assert!(dead(home)?.contains("dead ") && dead(writer)?.contains("dead "), "{}", dead(writer)?);
     cluster.faulty()?.set_rules([]);
-    writer.dfstore(&["writeback", "retry", &url])?.success()?;
-    writer.dfstore(&["writeback", "wait"])?.success()?;
+    other.dfstore(&["writeback", "retry", &format!("dfs://{BUCKET}/")])?.success()?;
+    for node in [other, writer, home] {
+        node.dfstore(&["writeback", "wait"])?.success()?;
+    }
     until_in_bucket(&cluster, "denied", payload)?;
-    assert!(!dead(home)?.contains("dead ") && !dead(writer)?.contains("dead "), "{}", dead(writer)?);
+    for node in [home, writer, other] {
+        let left = node.dfstore(&["writeback", "ls"])?.success()?.text();
+        assert!(!left.contains(&url), "{left}");
+    }
+    Ok(())
+}
+
+#[test]
+fn an_order_about_a_write_is_given_at_any_node() -> Result<()> {
+    let cluster = start()?;
+    let (writer, other) = (&cluster[1], &cluster[2]);
+    cluster.faulty()?.set_rules([Rule::on(Method::PUT, Fault::access_denied())]);
+    writer.put("unwanted", ASYNC, Payload::new(9, PIECE))?;
+    let url = format!("dfs://{BUCKET}/unwanted");
+    assert_eq!(other.peer().dfstore(&["writeback", "wait"])?.code, Some(1));
+    other.peer().dfstore(&["writeback", "drop", &url])?.success()?;
+    nobody_sees(&cluster, "unwanted")?;
+    writer.peer().dfstore(&["writeback", "wait"])?.success()?;
+    let again = other.peer().dfstore(&["writeback", "retry", &url])?;
+    assert!(again.code == Some(1) && again.stderr.contains("a pending write"), "{}", again.stderr);
     Ok(())
 }
 

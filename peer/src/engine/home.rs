@@ -189,16 +189,8 @@ impl Owner {
         let verdict = if newest > generation { Verdict::Superseded } else { verdict };
         let Some(version) = current.filter(|version| version.generation == generation) else {
             let state = VersionState::Clean;
-            let (meta, replicas, replicas_wanted, refusal) = (ObjectMeta::default(), 0, 0, String::new());
-            return PublishOk {
-                standing: verdict,
-                generation: newest,
-                state,
-                meta,
-                replicas,
-                replicas_wanted,
-                refusal,
-            };
+            let (meta, replicas, replicas_wanted) = (ObjectMeta::default(), 0, 0);
+            return PublishOk { standing: verdict, generation: newest, state, meta, replicas, replicas_wanted };
         };
         let state = match version.state.get() {
             TaskState::Clean => VersionState::Clean,
@@ -212,9 +204,7 @@ impl Owner {
             meta: version.meta.borrow().clone(),
             replicas: self.copies_of(&version),
             replicas_wanted: self.replicas_possible(version.replicas.get()),
-            refusal: String::new(),
         }
-        .with_refusal(self.queue.refusal_of(&version))
     }
 
     /// Takes in what another peer knows, unless something newer is known here. What the backend does not have is

@@ -235,7 +235,6 @@ impl Owner {
             meta: done.meta,
             replicas: done.copies,
             replicas_wanted: done.replicas.0,
-            refusal: String::new(),
         }))
     }
 
@@ -250,7 +249,6 @@ impl Owner {
             meta: ObjectMeta::default(),
             replicas: 0,
             replicas_wanted: 0,
-            refusal: String::new(),
         }))
     }
 

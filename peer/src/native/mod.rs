@@ -30,6 +30,7 @@ mod objects;
 mod overview;
 mod peers;
 mod put;
+mod queue;
 mod read;
 mod session;
 mod watch;

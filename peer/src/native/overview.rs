@@ -160,7 +160,10 @@ pub(super) async fn work(link: &Rc<Link>, scope: Scope, target: &Target, work: W
 }
 
 /// Asks every other live node the same.
-async fn ask_all(link: &Rc<Link>, question: impl Fn() -> Message) -> Vec<(Arc<Node>, Result<Message, String>)> {
+pub(super) async fn ask_all(
+    link: &Rc<Link>,
+    question: impl Fn() -> Message,
+) -> Vec<(Arc<Node>, Result<Message, String>)> {
     let Some(cluster) = link.context.engine.cluster() else { return Vec::new() };
     let asked = cluster.others().into_iter().map(|node| {
         let message = question();

@@ -6,19 +6,15 @@ use std::rc::Rc;
 
 use dfstore_proto::error::{ErrorCode, ErrorReply};
 use dfstore_proto::frame::RequestId;
-use dfstore_proto::ids::ObjectName;
-use dfstore_proto::limits::LIST_ENTRIES_MAX;
-use dfstore_proto::message::{
-    CLUSTER_TYPES, ConfigOk, Done, Message, Pending, PendingOk, PendingPage, Queue, QueueOk, QueuePage, Role, Steer,
-};
+use dfstore_proto::message::{CLUSTER_TYPES, ConfigOk, Message, Pending, PendingOk, PendingPage, Role};
 
 use crate::engine::call::PendingEntry;
-use crate::engine::request::{Order, QueueRequest};
 use crate::metrics::{Face, Operation};
 use crate::native::answer::{error_reply, status_of};
 use crate::native::link::Link;
 use crate::native::objects::{list_entry, target_from};
 use crate::native::overview::{self, Work};
+use crate::native::queue;
 use crate::rt::shard::spawn_local;
 
 /// Whether a request is about the cluster.
@@ -70,8 +66,8 @@ async fn answer_others(link: &Rc<Link>, message: Message) -> Result<Message, Err
         Message::Scrub(asked) => {
             link.context.engine.scrub(asked.begin).await.map(Message::from).map_err(|error| error_reply(&error))
         }
-        Message::Queue(asked) => queue(link, asked).await.map(Message::from),
-        Message::Steer(asked) => steer(link, &asked).await.map(Message::from),
+        Message::Queue(asked) => queue::show(link, asked).await.map(Message::from),
+        Message::Steer(asked) => queue::steer(link, &asked).await.map(Message::from),
         Message::Evict(asked) => {
             let target = target_from(&asked.target)?;
             overview::work(link, asked.scope, &target, Work::Evict).await.map(Message::from)
@@ -98,25 +94,6 @@ async fn pending(link: &Link, asked: &Pending) -> Result<PendingOk, ErrorReply> 
         }
     }
     Ok(page.finish(found.horizon.is_some()))
-}
-
-/// A page of the write-back queue of this peer.
-async fn queue(link: &Link, asked: Queue) -> Result<QueueOk, ErrorReply> {
-    let after = (!asked.after_bucket.is_empty()).then(|| ObjectName::new(asked.after_bucket, asked.after_key));
-    let limit = if asked.limit == 0 { LIST_ENTRIES_MAX } else { usize::from(asked.limit) };
-    let request = QueueRequest { bucket: asked.bucket, prefix: asked.prefix, after, limit, dead_only: asked.dead_only };
-    let (entries, has_more) = link.context.engine.queued(request).await.map_err(|error| error_reply(&error))?;
-    let mut page = QueuePage::default();
-    let all_fit = entries.into_iter().all(|entry| page.push(entry));
-    Ok(page.finish(has_more || !all_fit))
-}
-
-/// What a person wants of an entry of it.
-async fn steer(link: &Link, asked: &Steer) -> Result<Done, ErrorReply> {
-    let order = Order { order: asked.order, force: asked.force, by_peer: link.role() == Role::Peer };
-    let target = target_from(&asked.target)?;
-    link.context.engine.steer(&target, order).await.map_err(|error| error_reply(&error))?;
-    Ok(Done {})
 }
 
 /// How to reach the backend, for a peer that has this one for its manager.

@@ -5,8 +5,6 @@
 //! `queue` (of people who look after peers). Nothing here knows who may send what when: that is the session's.
 
 use bytes::BytesMut;
-use serde::Serialize;
-use serde::de::DeserializeOwned;
 
 use crate::error::{DecodeError, EncodeError, ErrorReply, FieldError};
 use crate::frame::{FrameHeader, RequestId};
@@ -40,26 +38,6 @@ pub use read::{Open, Read, ReadEnd, SourceCount};
 /// A body that knows its bounds.
 trait Bounded {
     fn check(&self) -> Result<(), FieldError>;
-
-    /// Appends the sections that came after version 1 of the body; `false` when they would end beyond `bytes_max`.
-    fn append_later(&self, _out: &mut BytesMut, _bytes_max: usize) -> bool {
-        true
-    }
-
-    /// Takes those sections in. `None` when the bytes are none.
-    fn take_later(&mut self, _payload: &mut &[u8]) -> Option<()> {
-        Some(())
-    }
-}
-
-fn append_body<T: Bounded + Serialize>(body: &T, out: &mut BytesMut, bytes_max: usize) -> bool {
-    wire::append_section(body, out, bytes_max) && body.append_later(out, bytes_max)
-}
-
-fn body_of<T: Bounded + DeserializeOwned>(payload: &mut &[u8]) -> Option<T> {
-    let mut body: T = wire::first_section(payload)?;
-    body.take_later(payload)?;
-    Some(body)
 }
 
 /// First and last of the frame types that came after version 1: all that a cluster and the people who look after it need.
@@ -126,13 +104,13 @@ macro_rules! messages {
 
             fn append_to(&self, out: &mut BytesMut, bytes_max: usize) -> bool {
                 match self {
-                    $(Message::$variant(body) => append_body(body, out, bytes_max),)*
+                    $(Message::$variant(body) => wire::append_section(body, out, bytes_max),)*
                 }
             }
 
             fn from_payload(frame_type: FrameType, mut payload: &[u8]) -> Option<Message> {
                 match frame_type {
-                    $(FrameType::$variant => body_of(&mut payload).map(Message::$variant),)*
+                    $(FrameType::$variant => wire::first_section(&mut payload).map(Message::$variant),)*
                     FrameType::Piece => None,
                 }
             }

@@ -112,10 +112,9 @@ fn publishing() -> BoxedStrategy<Message> {
         Message::from(Publish { target, version, duty, node, whole, holders, wait_replicas })
     });
     let standing = prop_oneof![Just(Standing::Current), Just(Standing::Superseded)];
-    let publish_ok = (standing, any::<u64>(), state(), meta(), (any::<(u16, u16)>(), text(ERROR_MESSAGE_BYTES_MAX)));
-    let publish_ok = publish_ok.prop_map(|(standing, generation, state, meta, (numbers, refusal))| {
-        let (replicas, replicas_wanted) = numbers;
-        Message::from(PublishOk { standing, generation, state, meta, replicas, replicas_wanted, refusal })
+    let publish_ok = (standing, any::<u64>(), state(), meta(), any::<(u16, u16)>());
+    let publish_ok = publish_ok.prop_map(|(standing, generation, state, meta, (replicas, replicas_wanted))| {
+        Message::from(PublishOk { standing, generation, state, meta, replicas, replicas_wanted })
     });
     prop_oneof![
         target().prop_map(|target| Reserve { target }.into()),

@@ -119,9 +119,7 @@ fn writing() -> Vec<(&'static str, u64, Message)> {
         meta: ObjectMeta::default(),
         replicas: 2,
         replicas_wanted: 2,
-        refusal: String::new(),
     };
-    let refused = publish_ok.clone().with_refusal("access denied for dfs://models/llm/weights.bin".into());
     let superseded = PublishOk {
         standing: Standing::Superseded,
         generation: GENERATION + 1,
@@ -138,7 +136,6 @@ fn writing() -> Vec<(&'static str, u64, Message)> {
         ("publish_replicate", 11, with(Published::Clean, Duty::Replicate).into()),
         ("publish_deleted", 11, deletion.into()),
         ("publish_ok", 11, publish_ok.into()),
-        ("publish_refused", 11, refused.into()),
         ("publish_superseded", 11, superseded.into()),
     ]
 }

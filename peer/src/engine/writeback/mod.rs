@@ -131,7 +131,7 @@ impl Owner {
                     End::Waiting
                 };
             };
-            entry.home_answered(&told.refusal);
+            entry.home_answered();
             self.take_verdict(&entry.task, version, &told).await;
             let is_clean = told.state == VersionState::Clean && version.state.get() != TaskState::Dirty;
             if !is_clean && told.standing != Verdict::Superseded {
@@ -156,7 +156,6 @@ impl Owner {
     }
 
     async fn tell_backend(self: &Rc<Self>, version: &Rc<Version>, entry: &Rc<Entry>) -> End {
-        entry.forget_refusal();
         let is_put = entry.record.borrow().kind == WriteBackKind::Put;
         if is_put && self.has_readers_of_the_backend(&entry.task, entry) {
             return End::Waiting;

@@ -10,7 +10,6 @@ use event_listener::Event;
 use crate::catalog::{PartRecord, WriteBackRecord};
 use crate::engine::error::ObjectError;
 use crate::engine::task::Task;
-use crate::engine::version::Version;
 use crate::engine::writeback::pace::Pace;
 use crate::engine::writeback::table::Step;
 use crate::limits::{HOME_PATIENCE, WRITEBACK_LOOK_DELAY, WRITEBACK_LOOK_DELAY_MAX, WRITEBACK_POLL};
@@ -59,8 +58,6 @@ pub struct Entry {
     looks: Cell<u32>,
     /// Since when the home cannot be reached (Unix ms); 0 while it can.
     home_silent_ms: Cell<u64>,
-    /// Why the home has set it aside, as it said last; empty if it has not.
-    refusal: RefCell<String>,
     restored: bool,
     waiters: RefCell<Vec<oneshot::Sender<Outcome>>>,
 }
@@ -81,23 +78,9 @@ impl Entry {
         (self.record.borrow().sequence, self.task.target.task)
     }
 
-    /// Whether it was set aside here.
+    /// Whether it was set aside.
     pub fn is_aside(&self) -> bool {
         self.aside.get()
-    }
-
-    /// Whether it is a dead letter: set aside here, or at the home, which decides about it.
-    pub fn is_dead(&self) -> bool {
-        self.is_aside() || !self.refusal.borrow().is_empty()
-    }
-
-    /// Why the last attempt failed, here or at the home; empty when none did.
-    pub fn last_error(&self) -> String {
-        let refusal = self.refusal.borrow();
-        if self.is_aside() || refusal.is_empty() {
-            return self.record.borrow().last_error.clone();
-        }
-        format!("at the home of the object: {refusal}")
     }
 
     /// When it is tried again, if it waits for that (Unix ms); a time that is past if not.
@@ -130,15 +113,9 @@ impl Entry {
         now_ms >= self.home_silent_ms.get().saturating_add(patience_ms)
     }
 
-    /// This peer decides about it itself now: what the home said is out of date.
-    pub fn forget_refusal(&self) {
-        self.refusal.borrow_mut().clear();
-    }
-
-    /// The home has answered about it: with a reason, if it is a dead letter there.
-    pub fn home_answered(&self, refusal: &str) {
+    /// The home has answered about it.
+    pub fn home_answered(&self) {
         self.home_silent_ms.set(0);
-        refusal.clone_into(&mut self.refusal.borrow_mut());
     }
 
     /// How long to wait before the next look at what another peer does, in milliseconds: a little longer each time.
@@ -187,7 +164,6 @@ impl Queue {
             aside: Cell::new(false),
             looks: Cell::new(0),
             home_silent_ms: Cell::new(0),
-            refusal: RefCell::default(),
             restored,
             waiters: RefCell::default(),
         });
@@ -199,13 +175,6 @@ impl Queue {
     /// The entry of a task.
     pub fn entry(&self, task: &TaskId) -> Option<Rc<Entry>> {
         self.entries.borrow().get(task).cloned()
-    }
-
-    /// Why the backend does not take a version that was set aside; empty of any other.
-    pub fn refusal_of(&self, version: &Version) -> String {
-        let entry =
-            self.entry(&version.task).filter(|entry| entry.generation == version.generation && entry.is_aside());
-        entry.map_or_else(String::new, |entry| entry.last_error())
     }
 
     /// What was put off about a task is due now.
@@ -229,7 +198,6 @@ impl Queue {
     /// A person wants an entry tried now, also one that was set aside.
     pub fn revive(&self, entry: &Rc<Entry>) {
         if self.holds(entry) && (entry.aside.replace(false) || self.unwait(entry)) {
-            entry.forget_refusal();
             entry.record.borrow_mut().dead = false;
             self.ready.borrow_mut().insert(entry.key());
             self.changed.notify(usize::MAX);

@@ -34,7 +34,7 @@ impl Owner {
             .take_while(|(name, _)| request.bucket.is_empty() || name.bucket == request.bucket)
             .filter(|(name, _)| is_wanted(name))
             .filter_map(|(_, task)| self.queue.entry(&task.target.task))
-            .filter(|entry| entry.is_dead() || !request.dead_only)
+            .filter(|entry| entry.is_aside() || !request.dead_only)
             .take(request.limit + 1)
             .map(|entry| self.show(&entry))
             .collect()
@@ -56,19 +56,21 @@ impl Owner {
             queued_at_ms: record.queued_at_ms,
             due_at_ms: if is_delayed { entry.due_ms() } else { 0 },
             attempts: record.attempts,
-            last_error: entry.last_error(),
+            last_error: record.last_error.clone(),
             bytes_sent: bytes_sent(entry, length),
         }
     }
 
     /// Does what a person wants of the entry of an object: here, and where another peer decides about it, there first.
     pub async fn steer(self: &Rc<Self>, target: &Target, order: Order) -> Result<(), ObjectError> {
-        let task = self.known(&target.task).ok_or_else(|| nothing_waits(target))?;
+        let task = self.task(target);
         let is_away = self.is_away(&target.task) && !order.by_peer;
         if is_away && !self.steer_at_home(&task, order).await? {
             return Err(nothing_waits(target));
         }
         match order.order {
+            // The home tries it; it need not wait here as well.
+            SteerOrder::Retry if is_away && self.queue.entry(&target.task).is_none() => Ok(()),
             SteerOrder::Retry => self.retry(&task, order.force).await,
             SteerOrder::Drop if is_away => {
                 // The home has given it up.
@@ -136,7 +138,7 @@ impl Owner {
 fn state_of(entry: &Entry, now_ms: u64) -> message::QueueState {
     use message::QueueState;
     match entry.step.get() {
-        _ if entry.is_dead() => QueueState::Dead,
+        _ if entry.is_aside() => QueueState::Dead,
         Some(Step::Verify | Step::Settle) => QueueState::Verifying,
         Some(_) => QueueState::Sending,
         None if entry.waits_for_home() => QueueState::Elsewhere,
@@ -155,5 +157,5 @@ fn bytes_sent(entry: &Entry, length: u64) -> u64 {
 }
 
 fn nothing_waits(target: &Target) -> ObjectError {
-    ObjectError::NotFound(format!("a pending write of {}", target.name))
+    ObjectError::NotFound(format!("a pending write of {} (at this node, or at its home)", target.name))
 }

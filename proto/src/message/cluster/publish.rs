@@ -1,15 +1,14 @@
 //! New versions and deletions: RESERVE gives a version its number, PUBLISH tells seeds of it.
 
-use bytes::BytesMut;
 use serde::{Deserialize, Serialize};
 
 use super::check_holders;
-use crate::error::{FieldError, cut};
-use crate::limits::{ERROR_MESSAGE_BYTES_MAX, NAME_BYTES_MAX, PARENTS_MAX};
+use crate::error::FieldError;
+use crate::limits::{NAME_BYTES_MAX, PARENTS_MAX};
 use crate::message::object::{check_meta, check_pieces};
 use crate::message::{Bounded, Target, VersionState};
 use crate::object::ObjectMeta;
-use crate::wire::{self, at_most, filled};
+use crate::wire::{self, filled};
 
 /// Asks the home for the generation of a version that is being written. Answered with RESERVED.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -150,31 +149,10 @@ pub struct PublishOk {
     pub replicas: u16,
     /// Seeds that are to hold it.
     pub replicas_wanted: u16,
-    /// Why the backend does not take it, when the home has set it aside as a dead letter; else empty. Added by version 4.
-    #[serde(skip)]
-    pub refusal: String,
-}
-
-impl PublishOk {
-    /// The same with why the backend does not take it, cut to what may travel.
-    pub fn with_refusal(mut self, refusal: String) -> PublishOk {
-        self.refusal = cut(refusal, ERROR_MESSAGE_BYTES_MAX);
-        self
-    }
 }
 
 impl Bounded for PublishOk {
     fn check(&self) -> Result<(), FieldError> {
-        check_meta(&self.meta)?;
-        at_most("refusal", &self.refusal, ERROR_MESSAGE_BYTES_MAX)
-    }
-
-    fn append_later(&self, out: &mut BytesMut, bytes_max: usize) -> bool {
-        self.refusal.is_empty() || wire::append_section(&self.refusal, out, bytes_max)
-    }
-
-    fn take_later(&mut self, payload: &mut &[u8]) -> Option<()> {
-        self.refusal = wire::later_section(payload)?;
-        Some(())
+        check_meta(&self.meta)
     }
 }
