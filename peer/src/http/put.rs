@@ -41,8 +41,13 @@ pub async fn put(face: &HttpFace, target: &Target, request: &mut Request<Incomin
     let content_type = content_type_of(request);
     let done = if form::is_multipart(content_type) {
         put_form(face, target, request, ack_peers).await?
-    } else if form::is_urlencoded(content_type) || !has_body(request.headers()) {
+    } else if !has_body(request.headers()) {
         return Err(RequestError::Form("there is no file: send a multipart form with a part `file`, or a body".into()));
+    } else if form::is_urlencoded(content_type) {
+        let why = "the content type application/x-www-form-urlencoded, which some clients give by default, is that of a \
+                   form without a file: give another one, such as application/octet-stream, or send a multipart form \
+                   with a part `file`";
+        return Err(RequestError::Form(why.into()));
     } else {
         put_plain(face, target, request, ack_peers).await?
     };

@@ -18,6 +18,9 @@ const LOCK_NAME: &str = "LOCK";
 /// Name of the file that direct I/O is tried with. It loses its name before anything is written.
 const PROBE_NAME: &str = "probe.tmp";
 
+/// A file system that keeps nothing.
+const TMPFS: &str = "tmpfs";
+
 /// The lock of a data folder, held until this is dropped or the process ends.
 #[derive(Debug)]
 pub struct DataLock {
@@ -49,6 +52,13 @@ pub(super) fn open(store: &StoreOptions) -> Result<DataFolder, Missing> {
             warnings.push(format!("data folder {}: the disk is full: writes will be refused", path.display()));
         }
         Err(error) => return Err(Missing::DirectIo { path: path.clone(), file_system: file_system(path), error }),
+    }
+    if file_system(path) == TMPFS {
+        warnings.push(format!(
+            "data folder {}: it is on {TMPFS}, in memory: what this peer acknowledges is gone when the machine is restarted; \
+             set storage.dataPath to a folder on a disk",
+            path.display()
+        ));
     }
     warnings.extend(check_space(store));
     Ok(DataFolder { lock, warnings })
@@ -124,7 +134,7 @@ fn file_system(path: &Path) -> String {
         (0xEF53, "ext4"),
         (0x5846_5342, "xfs"),
         (0x9123_683E, "btrfs"),
-        (0x0102_1994, "tmpfs"),
+        (0x0102_1994, TMPFS),
         (0x794C_7630, "overlayfs"),
         (0x6969, "nfs"),
         (0x6573_5546, "fuse"),

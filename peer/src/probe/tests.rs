@@ -65,6 +65,16 @@ fn too_small_a_disk_is_a_warning() {
 }
 
 #[test]
+fn a_folder_in_memory_is_a_warning() {
+    let Ok(folder) = tempfile::tempdir_in("/dev/shm") else { return eprintln!("SKIPPED: no /dev/shm here") };
+    match data_folder::open(&store(folder.path())) {
+        Ok(found) => assert!(found.warnings.iter().any(|text| text.contains("on tmpfs")), "{:?}", found.warnings),
+        // Older kernels cannot do direct I/O there.
+        Err(missing) => assert!(missing.to_string().contains("tmpfs"), "{missing}"),
+    }
+}
+
+#[test]
 fn the_first_free_port_of_a_range_is_taken() {
     let local = IpAddr::V4(Ipv4Addr::LOCALHOST);
     let taken = TcpListener::bind((local, 0)).expect("free");
