@@ -2,9 +2,10 @@
 //!
 //! A [`Network`] is a bridge with an address of ours; each [`Namespace`] hangs on it by a veth pair. What leaves a
 //! namespace is shaped at its own end of the pair, what enters it at the bridge's end (`tc`, token buckets); packets
-//! are dropped by rules of `iptables` within the namespace. Needs root and these three programs: ask [`missing`] first,
-//! and say aloud what is left out. Names carry our process id; everything is removed on drop, and what a killed run
-//! left behind is removed by the next one.
+//! are dropped by rules of `iptables` within the namespace. A namespace may have names of its own: `ip netns exec` shows
+//! the files of `/etc/netns/NAME` as those of `/etc`. Needs root and these three programs: ask [`missing`] first, and
+//! say aloud what is left out. Names carry our process id; everything is removed on drop, and what a killed run left
+//! behind is removed by the next one.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -18,6 +19,8 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 
+/// Where files lie that a namespace has in place of those of `/etc`.
+const FILES: &str = "/etc/netns";
 /// What all of our names begin with.
 const PREFIX: &str = "dfs";
 /// Addresses are 10.x.y.0/24 with x from here on.
@@ -219,6 +222,15 @@ impl Namespace {
         self.iptables(&["-F", "INPUT"])
     }
 
+    /// In processes that start in it from now on this name has these addresses, in this order.
+    pub fn set_name(&self, name: &str, addresses: &[Ipv4Addr]) -> Result<()> {
+        let lines = addresses.iter().map(|address| format!("{address} {name}\n"));
+        let hosts: String = std::iter::once("127.0.0.1 localhost\n".to_owned()).chain(lines).collect();
+        let folder = Path::new(FILES).join(&self.name);
+        fs::create_dir_all(&folder).with_context(|| format!("making {}", folder.display()))?;
+        fs::write(folder.join("hosts"), hosts).with_context(|| format!("writing names into {}", folder.display()))
+    }
+
     fn iptables(&self, arguments: &[&str]) -> Result<()> {
         let mut command = Command::new("ip");
         command.args(["netns", "exec", &self.name, "iptables", "-w"]).args(arguments);
@@ -236,6 +248,7 @@ impl Drop for Namespace {
     fn drop(&mut self) {
         let _ = ip(&["link", "del", &self.link]);
         let _ = ip(&["netns", "del", &self.name]);
+        let _ = fs::remove_dir_all(Path::new(FILES).join(&self.name));
     }
 }
 
@@ -263,6 +276,9 @@ fn remove_leftovers() {
     }
     for namespace in names_in("/run/netns").iter().filter(|name| is_left_over(name)) {
         let _ = ip(&["netns", "del", namespace]);
+    }
+    for namespace in names_in(FILES).iter().filter(|name| is_left_over(name)) {
+        let _ = fs::remove_dir_all(Path::new(FILES).join(namespace));
     }
 }
 

@@ -4,7 +4,8 @@
 //! listen on port 0 and say what they got, which has no such gap.
 
 use std::collections::BTreeSet;
-use std::net::TcpListener;
+use std::io::ErrorKind;
+use std::net::{Ipv4Addr, Ipv6Addr, TcpListener};
 use std::sync::Mutex;
 
 use anyhow::{Result, ensure};
@@ -17,7 +18,7 @@ const FIRST: u16 = 10_000;
 /// See [`FIRST`].
 const FEW: u16 = 2_000;
 
-/// `count` different free TCP ports on loopback, none of which this process was given before. If possible they are not of
+/// `count` different free TCP ports on both loopbacks, none of which this process was given before. If possible they are not of
 /// those that the system gives to connections: a program that is stopped and started again finds its port free.
 pub fn free(count: usize) -> Result<Vec<u16>> {
     let mut given = GIVEN.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
@@ -26,11 +27,18 @@ pub fn free(count: usize) -> Result<Vec<u16>> {
     // Other test programs begin elsewhere.
     let begin = std::process::id().wrapping_mul(7919) % span;
     let all = (0..span).filter_map(|index| u16::try_from(u32::from(FIRST) + (begin + index) % span).ok());
-    let is_free = |port: &u16| !given.contains(port) && TcpListener::bind(("127.0.0.1", *port)).is_ok();
+    let is_free = |port: &u16| !given.contains(port) && is_free(*port);
     let ports: Vec<u16> = all.filter(is_free).take(count).collect();
     ensure!(ports.len() == count, "less than {count} ports from {FIRST} to {end} are free on loopback");
     given.extend(&ports);
     Ok(ports)
+}
+
+/// A machine without IPv6 has nobody there.
+fn is_free(port: u16) -> bool {
+    let taken = |error: &std::io::Error| error.kind() == ErrorKind::AddrInUse;
+    let bound = [TcpListener::bind((Ipv4Addr::LOCALHOST, port)), TcpListener::bind((Ipv6Addr::LOCALHOST, port))];
+    bound[0].is_ok() && !bound[1].as_ref().is_err_and(taken)
 }
 
 /// The first of the ports that the system gives to connections.

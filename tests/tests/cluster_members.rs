@@ -1,16 +1,18 @@
 //! Who gets in, how peers learn of the backend, and the kit itself: nodes find each other and keep their names.
 
 use std::collections::BTreeSet;
+use std::net::{IpAddr, Ipv6Addr, TcpListener};
 
 use anyhow::{Context, Result, ensure};
 use dfstore_proto::message::{Hello, NodeRole, Role, Route, Token};
 use dfstore_proto::preface::Versions;
-use dfstore_tests::cluster::{BackendKind, Cluster, Node, NodeOptions, Ports, Wiring};
+use dfstore_tests::cluster::{BUCKET, BackendKind, Cluster, Node, NodeOptions, Place, Ports, Wiring};
 use dfstore_tests::data::Payload;
-use dfstore_tests::eventually;
 use dfstore_tests::faulty_backend::FaultyBackend;
+use dfstore_tests::netns::{self, Network, Shape};
 use dfstore_tests::scene::{ASYNC, PATIENCE};
 use dfstore_tests::wire::{Wire, hello};
+use dfstore_tests::{dirs, eventually};
 
 const SEED: usize = 0;
 const PEER: usize = 1;
@@ -51,6 +53,73 @@ fn a_cluster_in_front_of_seaweedfs_reads_once() -> Result<()> {
     let sent = cluster.backend.traffic().sent;
     assert!((payload.length..payload.length + (1 << 20)).contains(&sent), "{sent} bytes left the bucket");
     Ok(())
+}
+
+#[test]
+fn a_cluster_on_ipv6_reads_writes_and_shows_itself() -> Result<()> {
+    let loopback = IpAddr::V6(Ipv6Addr::LOCALHOST);
+    if let Err(error) = TcpListener::bind((loopback, 0)) {
+        eprintln!("SKIPPED: a cluster on IPv6: no ::1 here: {error}");
+        return Ok(());
+    }
+    let builder = Cluster::builder().peers(1).backend(BackendKind::FaultyOn(loopback));
+    let cluster = builder.all(|_, options| options.place.address = loopback).start()?;
+    let gossip = cluster.nodes().iter().filter_map(Node::gossip);
+    let addresses: Vec<_> = cluster.own_addresses()?.into_iter().chain(gossip).collect();
+    ensure!(addresses.iter().all(|address| address.ip() == loopback), "not all on ::1: {addresses:?}");
+    let (below, above) = (Payload::new(5, 9 << 20), Payload::new(6, (4 << 20) + 1));
+    cluster.bucket.put("below", &below.bytes())?;
+    cluster.read_at_once(&[SEED, PEER], "below", below)?;
+    cluster[PEER].put("above", ASYNC, above)?;
+    cluster[SEED].read("above", above)?;
+    cluster[PEER].until_clean("above")?;
+    ensure!(cluster.bucket.get("above")? == Some(above.bytes()), "the bucket has something else");
+
+    let peer = cluster[PEER].peer();
+    ensure!(peer.endpoint().starts_with("http://[::1]:"), "{}", peer.endpoint());
+    let status = peer.dfstore(&["cluster", "status"])?.success()?.text();
+    for node in cluster.nodes() {
+        let shown = status.lines().any(|line| line.contains(node.id()) && line.contains("[::1]:"));
+        ensure!(shown, "{} is not shown with its address:\n{status}", node.id());
+    }
+    let folder = dirs::temporary("files")?;
+    let (from, to) = (folder.path().join("from"), folder.path().join("to"));
+    let (from, to, url) = (from.to_string_lossy(), to.to_string_lossy(), format!("dfs://{BUCKET}/copied"));
+    std::fs::write(&*from, below.bytes())?;
+    peer.dfstore(&["cp", &from, &url])?.success()?;
+    cluster[SEED].peer().dfstore(&["cp", &url, &to])?.success()?;
+    ensure!(std::fs::read(&*to)? == below.bytes(), "another file came back");
+    Ok(())
+}
+
+/// A name with several addresses, of which only the one in the middle leads anywhere. Whatever order a resolver gives
+/// them, a dead one comes first.
+#[test]
+fn a_name_with_dead_addresses_leads_new_nodes_to_the_cluster() -> Result<()> {
+    const NAME: &str = "seeds.dfstore.test";
+    if !netns::available_for("a name with dead addresses") {
+        return Ok(());
+    }
+    let mut network = Network::start()?;
+    let mut add = || network.add(Shape::default());
+    let (home, silent, strange) = (add()?, add()?, add()?);
+    // One swallows all that comes, at the other one nobody listens.
+    silent.drop_packets_from(strange.address())?;
+    strange.set_name(NAME, &[silent.address(), home.address(), network.host()])?;
+    let builder = Cluster::builder().peers(0).backend(BackendKind::FaultyOn(network.host().into()));
+    let mut cluster = builder.all(|_, options| options.place = Place::within(&home)).start()?;
+    let Ports { manager, gossip, .. } = cluster[SEED].ports();
+    let wiring = cluster.wiring_mut();
+    wiring.managers = vec![format!("{NAME}:{manager}")];
+    wiring.gossip_seeds = vec![format!("{NAME}:{gossip}")];
+    let options = || vec![NodeOptions { place: Place::within(&strange), ..NodeOptions::default() }];
+    // A peer asks the manager of this name, a seed gossips at once.
+    cluster.add(NodeRole::Peer, options())?;
+    cluster.add(NodeRole::Seed, options())?;
+    cluster.until_complete()?;
+    let payload = Payload::new(7, 5 << 20);
+    cluster.bucket.put("named", &payload.bytes())?;
+    cluster.read_at_once(&[0, 1, 2], "named", payload).map(drop)
 }
 
 #[test]

@@ -92,8 +92,7 @@ impl Lab {
         let s3 = FolderS3::start(folder.path(), backend.address().into(), Some(backend.name()))?;
         let builder = Cluster::builder().seeds(1).peers(arguments.peers as usize);
         let builder = builder.backend(BackendKind::Elsewhere(s3.endpoint())).all(|index, options| {
-            let (namespace, address) = (Some(nodes[index].name().to_owned()), nodes[index].address().into());
-            options.place = Place { namespace, address };
+            options.place = Place::within(&nodes[index]);
             // An older object and a new one.
             options.capacity = format!("{}MiB", 2 * arguments.object_mib + 512);
             options.memory_budget = "128MiB".to_owned();

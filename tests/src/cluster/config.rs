@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use dfstore_proto::message::NodeRole;
 
 use super::node::Ports;
+use crate::netns::Namespace;
 
 /// What a test may choose for each node.
 #[derive(Clone, Debug)]
@@ -68,6 +69,13 @@ pub struct Place {
     pub address: IpAddr,
 }
 
+impl Place {
+    /// On the address of this namespace.
+    pub fn within(namespace: &Namespace) -> Place {
+        Place { namespace: Some(namespace.name().to_owned()), address: namespace.address().into() }
+    }
+}
+
 impl Default for Place {
     /// This machine's loopback.
     fn default() -> Place {
@@ -82,10 +90,10 @@ pub struct Wiring {
     pub name: String,
     /// `cluster.token`.
     pub token: String,
-    /// Addresses of managers, for peers.
-    pub managers: Vec<SocketAddr>,
-    /// Gossip addresses of seeds, for seeds: they have no manager to ask.
-    pub gossip_seeds: Vec<SocketAddr>,
+    /// Managers, for peers: addresses or names, with a port each.
+    pub managers: Vec<String>,
+    /// Where seeds gossip, for seeds: they have no manager to ask. Addresses or names, with a port each.
+    pub gossip_seeds: Vec<String>,
 }
 
 impl Wiring {
@@ -126,14 +134,14 @@ pub(super) fn cluster_lines(
         }
         NodeRole::Peer => {
             let addresses: Vec<_> =
-                managers.iter().map(|address| format!("{{ type: tcp, addr: {:?} }}", address.to_string())).collect();
+                managers.iter().map(|address| format!("{{ type: tcp, addr: {address:?} }}")).collect();
             let (addresses, refresh) = (addresses.join(", "), &options.refresh_interval);
             writeln!(lines, "manager: {{ enable: true, netAddrs: [{addresses}], refreshInterval: {refresh} }}")
         }
     };
     let advertised = advertised.map_or(String::new(), |port| format!(", advertisePort: {port}"));
     let _ = writeln!(lines, "peer: {{ listen: {listen}, port: {}{advertised} }}", ports.peer);
-    let seeds: Vec<_> = gossip_seeds.iter().map(|address| format!("{:?}", address.to_string())).collect();
+    let seeds: Vec<_> = gossip_seeds.iter().map(|address| format!("{address:?}")).collect();
     let seeds = if seeds.is_empty() { String::new() } else { format!(", seeds: [{}]", seeds.join(", ")) };
     let seeds = if role == NodeRole::Seed { seeds } else { String::new() };
     let _ = writeln!(lines, "gossip: {{ listen: {}{seeds} }}", quoted(ports.gossip));
@@ -150,8 +158,8 @@ mod tests {
 
     fn wiring() -> Wiring {
         let mut wiring = Wiring::new("kit", "t");
-        wiring.managers = vec![SocketAddr::from(([127, 0, 0, 1], 5)), SocketAddr::from(([127, 0, 0, 1], 6))];
-        wiring.gossip_seeds = vec![SocketAddr::from(([127, 0, 0, 1], 7))];
+        wiring.managers = ["127.0.0.1:5", "[::1]:6"].map(str::to_owned).to_vec();
+        wiring.gossip_seeds = vec!["seeds.example:7".to_owned()];
         wiring
     }
 
@@ -162,7 +170,7 @@ mod tests {
         let lines = cluster_lines(NodeRole::Seed, &options, &wiring(), ports, Some(9));
         let expected = "cluster: { name: \"kit\", token: \"t\" }\nseedPeer: { enable: true }\n\
                         manager: { listen: \"127.0.0.1:2\" }\npeer: { listen: 127.0.0.1, port: 1, advertisePort: 9 }\n\
-                        gossip: { listen: \"127.0.0.1:3\", seeds: [\"127.0.0.1:7\"] }\nreplicas: { repairAfter: 2s }\n";
+                        gossip: { listen: \"127.0.0.1:3\", seeds: [\"seeds.example:7\"] }\nreplicas: { repairAfter: 2s }\n";
         assert_eq!(lines, expected);
     }
 
@@ -173,7 +181,7 @@ mod tests {
         let lines = cluster_lines(NodeRole::Peer, &options, &wiring(), Ports::default(), None);
         let expected = "cluster: { name: \"kit\", token: \"t\" }\n\
                         manager: { enable: true, netAddrs: [{ type: tcp, addr: \"127.0.0.1:5\" }, \
-                        { type: tcp, addr: \"127.0.0.1:6\" }], refreshInterval: 10m }\n\
+                        { type: tcp, addr: \"[::1]:6\" }], refreshInterval: 10m }\n\
                         peer: { listen: 10.0.0.4, port: 0 }\ngossip: { listen: \"10.0.0.4:0\" }\nlog: { level: debug }";
         assert_eq!(lines, expected);
     }

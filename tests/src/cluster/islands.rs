@@ -37,8 +37,7 @@ impl Islands {
         let add = |_| network.add(Shape::default());
         let namespaces = (0..builder.count()).map(add).collect::<Result<Vec<_>>>()?;
         let builder = builder.backend(BackendKind::FaultyOn(network.host().into())).all(|index, options| {
-            let namespace = &namespaces[index];
-            options.place = Place { namespace: Some(namespace.name().to_owned()), address: namespace.address().into() };
+            options.place = Place::within(&namespaces[index]);
         });
         let cluster = builder.start()?;
         Ok(Islands { cluster, namespaces, _network: Some(network) })

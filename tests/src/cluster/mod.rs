@@ -153,6 +153,11 @@ impl Cluster {
         &self.wiring
     }
 
+    /// The same, to change how nodes join from now on.
+    pub fn wiring_mut(&mut self) -> &mut Wiring {
+        &mut self.wiring
+    }
+
     /// The backend as one that fails as told; an error when it is another.
     pub fn faulty(&self) -> Result<&FaultyBackend> {
         match &self.backend {
@@ -169,9 +174,9 @@ impl Cluster {
         };
         let started = start_together(role, options, &self.wiring, endpoint.as_ref())?;
         for node in &started {
-            self.wiring.managers.extend(node.manager());
+            self.wiring.managers.extend(node.manager().map(|address| address.to_string()));
             if role == NodeRole::Seed {
-                self.wiring.gossip_seeds.extend(node.gossip());
+                self.wiring.gossip_seeds.extend(node.gossip().map(|address| address.to_string()));
             }
         }
         self.nodes.extend(started);
