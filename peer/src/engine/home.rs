@@ -372,6 +372,10 @@ impl Owner {
         if record.kind == Published::Clean && is_news && task.current().is_none_or(|version| version.is_clean()) {
             let (etag, length) = (record.meta.etag.clone(), record.meta.length);
             task.claimed.replace(Some(KnownVersion { generation: record.generation, etag, length }));
+            // However fresh, what is here was replaced while this peer could not be told: the backend is asked.
+            if let Some(version) = task.current() {
+                version.validated_at_ms.set(0);
+            }
         } else {
             self.learn(task, &record).await?;
         }
