@@ -67,6 +67,46 @@ fn a_peer_that_is_cut_off_goes_on_and_agrees_later() -> Result<()> {
     cut_off(&[Way::ToPeer, Way::FromPeer])
 }
 
+/// The second one of two seeds is alone; the first one and a peer are together.
+#[test]
+fn a_seed_that_is_cut_off_goes_on_and_agrees_later() -> Result<()> {
+    let islands = Islands::start(Cluster::builder().seeds(2).peers(1))?;
+    let cluster = &islands.cluster;
+    let common = Payload::new(5, PIECE + 5);
+    cluster.bucket.put("common", &common.bytes())?;
+    for way in [Way::ToPeer, Way::FromPeer] {
+        islands.isolate(ALONE, way)?;
+    }
+    for index in [SEED, ALONE, OTHER] {
+        cluster[index].read("common", common)?;
+    }
+    // The two seeds share out who decides about which.
+    let contested = (0..4).map(|number| {
+        let (here, there) = (Payload::new(10 + number, PIECE + number), Payload::new(20 + number, 2 * PIECE + number));
+        (format!("contested-{number}"), here, there)
+    });
+    let contested: Vec<_> = contested.collect();
+    for (key, here, there) in &contested {
+        cluster[ALONE].put(key, ASYNC, *here)?;
+        cluster[ALONE].read(key, *here)?;
+        cluster[OTHER].put(key, ASYNC, *there)?;
+        cluster[OTHER].read(key, *there)?;
+    }
+    let others = [(ALONE, "of-the-seed", Payload::new(6, PIECE)), (OTHER, "of-the-peer", Payload::new(7, PIECE + 1))];
+    for (index, key, payload) in others {
+        cluster[index].put(key, ASYNC, payload)?;
+        cluster[index].read(key, payload)?;
+    }
+    islands.heal()?;
+    for (key, here, there) in &contested {
+        all_agree(&islands, key, &[*here, *there])?;
+    }
+    for (_, key, payload) in others {
+        all_agree(&islands, key, &[payload])?;
+    }
+    Ok(())
+}
+
 #[test]
 fn both_sides_notice_and_find_each_other_again() -> Result<()> {
     let islands = start()?;
