@@ -4,8 +4,10 @@ use anyhow::{Result, ensure};
 use dfstore_tests::cluster::{BUCKET, Cluster, Islands, Node};
 use dfstore_tests::data::Payload;
 use dfstore_tests::eventually;
+use dfstore_tests::faulty_backend::{Fault, Rule};
 use dfstore_tests::peer_proxy::Way;
 use dfstore_tests::scene::{ASYNC, PATIENCE, same};
+use http::Method;
 
 const PIECE: u64 = 4 << 20;
 const SEED: usize = 0;
@@ -68,12 +70,15 @@ fn a_peer_that_is_cut_off_goes_on_and_agrees_later() -> Result<()> {
 }
 
 /// The second one of two seeds is alone; the first one and a peer are together.
-#[test]
-fn a_seed_that_is_cut_off_goes_on_and_agrees_later() -> Result<()> {
+fn cut_seed_off(bucket_takes_writes: bool) -> Result<()> {
     let islands = Islands::start(Cluster::builder().seeds(2).peers(1))?;
     let cluster = &islands.cluster;
     let common = Payload::new(5, PIECE + 5);
     cluster.bucket.put("common", &common.bytes())?;
+    if !bucket_takes_writes {
+        let refused = [Method::PUT, Method::POST].map(|method| Rule::on(method, Fault::internal_error()));
+        cluster.faulty()?.set_rules(refused);
+    }
     for way in [Way::ToPeer, Way::FromPeer] {
         islands.isolate(ALONE, way)?;
     }
@@ -98,6 +103,8 @@ fn a_seed_that_is_cut_off_goes_on_and_agrees_later() -> Result<()> {
         cluster[index].read(key, payload)?;
     }
     islands.heal()?;
+    cluster.until_complete()?;
+    cluster.faulty()?.set_rules([]);
     for (key, here, there) in &contested {
         all_agree(&islands, key, &[*here, *there])?;
     }
@@ -105,6 +112,16 @@ fn a_seed_that_is_cut_off_goes_on_and_agrees_later() -> Result<()> {
         all_agree(&islands, key, &[payload])?;
     }
     Ok(())
+}
+
+#[test]
+fn a_seed_that_is_cut_off_goes_on_and_agrees_later() -> Result<()> {
+    cut_seed_off(true)
+}
+
+#[test]
+fn a_seed_that_is_cut_off_while_the_bucket_takes_no_writes_agrees_later() -> Result<()> {
+    cut_seed_off(false)
 }
 
 #[test]
