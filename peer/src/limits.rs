@@ -89,6 +89,8 @@ pub const SERVE_WINDOW_PIECES: usize = 4;
 pub const INGEST_WINDOW_PIECES: usize = 4;
 /// Objects written back at once, per shard.
 pub const WRITEBACK_OBJECTS_MAX: usize = 4;
+/// A write-back that waits for memory looks so often whether the request that it was for still is.
+pub const WRITEBACK_MEMORY_LOOK: Duration = Duration::from_millis(500);
 /// Objects at least this long are written back as multipart uploads.
 pub const MULTIPART_THRESHOLD_BYTES: u64 = 16 << 20;
 /// Smallest part of a multipart upload of ours, in bytes (a whole number of pieces).

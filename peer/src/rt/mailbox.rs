@@ -50,6 +50,11 @@ impl<T> Sender<T> {
         answer.await.map_err(|_| Closed)
     }
 
+    /// Whether the receiver has gone: nobody takes what is sent.
+    pub fn is_closed(&self) -> bool {
+        self.0.is_disconnected()
+    }
+
     /// Messages waiting now.
     pub fn len(&self) -> usize {
         self.0.len()
@@ -58,6 +63,13 @@ impl<T> Sender<T> {
     /// Whether no message waits now.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
+    }
+}
+
+impl<T> Drop for Receiver<T> {
+    /// What nobody will take is let go now, not when the last sender goes: it may hold what a sender waits for.
+    fn drop(&mut self) {
+        while self.0.try_recv().is_ok() {}
     }
 }
 
@@ -80,5 +92,22 @@ impl<T> Receiver<T> {
     /// The next message within `timeout`, blocking this thread.
     pub fn recv_blocking_timeout(&self, timeout: std::time::Duration) -> Option<T> {
         self.0.recv_timeout(timeout).ok()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::Arc;
+
+    #[test]
+    fn what_nobody_takes_goes_with_the_receiver() {
+        let (sender, receiver) = mailbox(2);
+        let message = Arc::new(());
+        assert!(sender.try_send(message.clone()).is_ok() && sender.try_send(message.clone()).is_ok());
+        assert!(!sender.is_closed() && Arc::strong_count(&message) == 3);
+        drop(receiver);
+        assert!(sender.is_closed() && Arc::strong_count(&message) == 1);
+        assert!(sender.try_send(message).is_err());
     }
 }

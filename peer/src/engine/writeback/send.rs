@@ -7,11 +7,13 @@
 
 use std::cell::Cell;
 use std::collections::BTreeMap;
+use std::pin::pin;
 use std::rc::Rc;
 
 use dfstore_proto::crc::whole_crc32;
 use dfstore_proto::ids::{ObjectName, TaskId};
 use dfstore_proto::object::ObjectMeta;
+use futures_util::future::{Either, select};
 use futures_util::{StreamExt, TryStreamExt};
 
 use crate::catalog::{Change, PartRecord, UploadStarted};
@@ -23,10 +25,12 @@ use crate::engine::writeback::Entry;
 use crate::engine::writeback::strays::Begun;
 use crate::limits::{
     JOURNAL_PIECE_BYTES_MAX, MULTIPART_THRESHOLD_BYTES, PART_BYTES_MIN, PARTS_IN_FLIGHT_MAX, PARTS_MAX, PIECE_BYTES,
+    WRITEBACK_MEMORY_LOOK,
 };
-use crate::rt::arena::{Holder, Slot};
+use crate::rt::arena::{Arena, Holder, Slot, SlotMut};
 use crate::rt::mailbox::{Sender, mailbox};
 use crate::rt::shard::spawn_local;
+use crate::rt::time::sleep;
 use crate::sidecar::backend::{
     BackendError, BackendErrorKind, BodySource, PutRequest, Stored, Upload, UploadedPart, WriteCondition,
 };
@@ -243,7 +247,7 @@ impl Owner {
     /// the receiver has gone is no failure of ours.
     async fn feed(&self, pieces: Vec<(u32, StoredPiece)>, sender: Sender<Slot>) -> Option<u32> {
         for (number, piece) in pieces {
-            let mut slot = self.context.arena.take(piece.length as usize, Holder::WriteBack).await;
+            let mut slot = slot_for(&self.context.arena, piece.length as usize, &sender).await?;
             // A large one that is hot would keep memory of those who serve as long as the backend takes.
             let hot = piece.lease.peek_hot().filter(|hot| hot.len() <= JOURNAL_PIECE_BYTES_MAX);
             let read = match hot {
@@ -271,6 +275,19 @@ impl Owner {
     }
 }
 
+/// Memory for a piece on its way to the backend; `None` when nobody takes it any more. Who waited on would keep the piece
+/// before from being let go, and all who did so at the same time might wait for each other.
+async fn slot_for(arena: &Arena, length: usize, sender: &Sender<Slot>) -> Option<SlotMut> {
+    let mut taken = pin!(arena.take(length, Holder::WriteBack));
+    while !sender.is_closed() {
+        match select(taken.as_mut(), pin!(sleep(WRITEBACK_MEMORY_LOOK))).await {
+            Either::Left((slot, _)) => return Some(slot),
+            Either::Right(_) => {}
+        }
+    }
+    None
+}
+
 /// Size of the parts of an object: the smallest whole number of pieces that stays within the number of parts.
 fn part_bytes(length: u64) -> u64 {
     length.div_ceil(PARTS_MAX).next_multiple_of(u64::from(PIECE_BYTES)).max(PART_BYTES_MIN)
@@ -294,6 +311,11 @@ fn resumable(listed: Vec<UploadedPart>, sent: &BTreeMap<u32, PartRecord>) -> BTr
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::time::Duration;
+
+    use crate::rt::arena::ARENA_BYTES_MIN;
+    use crate::rt::shard::block_on;
+    use crate::rt::time::timeout;
 
     #[test]
     fn parts_stay_within_the_limits_of_s3() {
@@ -302,6 +324,23 @@ mod tests {
             assert!(length.div_ceil(bytes) <= PARTS_MAX, "{length}");
             assert!((PART_BYTES_MIN..=5 << 30).contains(&bytes) && bytes.is_multiple_of(u64::from(PIECE_BYTES)));
         }
+    }
+
+    #[test]
+    fn who_waits_for_memory_for_a_request_that_is_over_ends() {
+        let waited = block_on(async {
+            let arena = Arena::new(ARENA_BYTES_MIN).expect("memory");
+            let (sender, receiver) = mailbox(1);
+            let piece = PIECE_BYTES as usize;
+            // Of another request, which goes on.
+            let all = std::iter::from_fn(|| arena.try_take(piece, Holder::WriteBack)).collect::<Vec<_>>();
+            assert!(!all.is_empty(), "there is memory for a piece");
+            let mut waiting = pin!(slot_for(&arena, piece, &sender));
+            assert!(futures_util::poll!(waiting.as_mut()).is_pending());
+            drop(receiver);
+            timeout(Duration::from_secs(60), waiting).await.map(|slot| slot.is_some())
+        });
+        assert_eq!(waited.expect("a runtime"), Ok(false));
     }
 
     #[test]
