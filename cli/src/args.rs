@@ -49,7 +49,7 @@ pub enum Command {
     Prefetch(WorkArgs),
     /// Drop objects from the caches of all nodes. What the backend does not have stays.
     Evict(WorkArgs),
-    /// See and steer what waits on the peer for the backend.
+    /// See and steer what waits for the backend, on the peer or in its cluster.
     #[command(subcommand)]
     Writeback(WritebackCommand),
     /// Show how the last check of the pieces on the peer's disk ended.

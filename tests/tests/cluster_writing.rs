@@ -75,7 +75,7 @@ fn a_write_is_seen_everywhere_at_once_also_while_the_bucket_takes_none() -> Resu
     Ok(())
 }
 
-/// The home tells the bucket; whoever wrote asks the node that took the write.
+/// The home tells the bucket; people ask any node.
 #[test]
 fn a_dead_letter_is_shown_once_and_ends_the_waiting_at_all_nodes() -> Result<()> {
     let cluster = start()?;
@@ -127,6 +127,25 @@ fn an_order_about_a_write_is_given_at_any_node() -> Result<()> {
     let again = other.peer().dfstore(&["writeback", "retry", &url])?;
     assert!(again.code == Some(1) && again.stderr.contains("a pending write"), "{}", again.stderr);
     Ok(())
+}
+
+#[test]
+fn a_dead_letter_of_a_node_that_does_not_decide_any_more_can_be_retried_anywhere() -> Result<()> {
+    let mut cluster = start()?;
+    let payload = Payload::new(10, PIECE);
+    cluster.faulty()?.set_rules([Rule::on(Method::PUT, Fault::access_denied())]);
+    cluster[0].kill9()?;
+    eventually("the writer is on its own", PATIENCE, || (cluster[1].sees().ok()?.len() < 4).then_some(()))?;
+    cluster[1].put("lonely", ASYNC, payload)?;
+    assert_eq!(cluster[1].peer().dfstore(&["writeback", "wait"])?.code, Some(1));
+    cluster[0].restart_in_place()?;
+    cluster.until_complete()?;
+    let other = cluster[2].peer();
+    assert_eq!(other.dfstore(&["writeback", "wait"])?.code, Some(1));
+    cluster.faulty()?.set_rules([]);
+    other.dfstore(&["writeback", "retry", &format!("dfs://{BUCKET}/lonely")])?.success()?;
+    other.dfstore(&["writeback", "wait"])?.success()?;
+    until_in_bucket(&cluster, "lonely", payload)
 }
 
 #[test]

@@ -1,8 +1,9 @@
-//! `dfstore writeback`: what waits on the peer to be told to the backend; and waiting for it, as `cp --wait backend` does.
+//! `dfstore writeback`: what waits to be told to the backend; and waiting for it, as `cp --wait backend` does.
 
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
+use dfstore_proto::error::ErrorCode;
 use dfstore_proto::ids::ObjectName;
 use dfstore_proto::limits::LIST_ENTRIES_MAX;
 use dfstore_proto::message::{
@@ -13,6 +14,7 @@ use serde_json::json;
 
 use crate::args::{QueueArgs, SteerArgs, WaitArgs, WritebackCommand};
 use crate::client::Peer;
+use crate::client::error::ClientError;
 use crate::commands::date::rfc3339;
 use crate::commands::{note, parse_url, print_line};
 use crate::error::{show, usage, with_hint};
@@ -215,14 +217,16 @@ pub async fn wait_for_object(peer: &Peer, target: &Target, generation: u64) -> R
         }
         let (bucket, key) = (target.object.bucket.clone(), target.object.key.clone());
         let dead = Part { bucket, prefix: key, dead_only: true };
-        let found = ask(peer, &dead.first_page(1)).await?.entries.into_iter().next();
-        if let Some(entry) = found.filter(|entry| entry.key == target.object.key) {
+        // A node that cannot be asked is no reason to give up: whether the backend has it is known all the same.
+        let found = ask(peer, &dead.first_page(1)).await.ok().and_then(|page| page.entries.into_iter().next());
+        let is_it = |entry: &QueueEntry| entry.key == target.object.key && entry.generation == generation;
+        if let Some(entry) = found.filter(is_it) {
             return Err(set_aside(&entry));
         }
         if note_at.take_if(|at| Instant::now() >= *at).is_some() {
             note(format_args!(
                 "Note: {name} is written and waits for the backend; interrupting this does not take it back \
-                 ('dfstore writeback ls' says why it waits, in a cluster at the home of the object)"
+                 ('dfstore writeback ls' says why it waits)"
             ));
         }
         time::sleep(delay).await;
@@ -250,9 +254,14 @@ async fn steer_below(peer: &Peer, url: &DfsUrl, order: SteerOrder, force: bool) 
         for entry in &page.entries {
             let object = ObjectName::new(entry.bucket.clone(), entry.key.clone());
             tried += 1;
-            if let Err(error) = steer_one(peer, object, order, force).await {
-                failed += 1;
-                show(&error);
+            match steer_one(peer, object, order, force).await {
+                Ok(()) => {}
+                // It was settled between the list and the order.
+                Err(error) if is_not_found(&error) => {}
+                Err(error) => {
+                    failed += 1;
+                    show(&error);
+                }
             }
         }
         next = next_page(&request, &page)?;
@@ -263,6 +272,10 @@ async fn steer_below(peer: &Peer, url: &DfsUrl, order: SteerOrder, force: bool) 
     }
     ensure!(failed == 0, "failed for {failed} of {tried} objects below {url}");
     Ok(())
+}
+
+fn is_not_found(error: &anyhow::Error) -> bool {
+    error.downcast_ref::<ClientError>().and_then(ClientError::code) == Some(ErrorCode::NotFound)
 }
 
 async fn steer_one(peer: &Peer, object: ObjectName, order: SteerOrder, force: bool) -> Result<()> {

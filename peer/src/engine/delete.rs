@@ -34,7 +34,9 @@ impl Owner {
         let (told, tombstone, was_dirty) = {
             let _commit = task.commit_lock.lock().await;
             let now_ms = unix_ms();
-            let was_dirty = task.current().is_some_and(|before| before.state.get() == TaskState::Dirty);
+            let was_dirty = task
+                .current()
+                .is_some_and(|before| matches!(before.state.get(), TaskState::Dirty | TaskState::Ephemeral));
             let generation = self.next_number(&task, now_ms);
             let tombstone = Version::new(target.task, generation, ObjectMeta::default(), TaskState::Deleted, None);
             let record = self.new_entry(&task, WriteBackKind::Delete, generation);

@@ -12,6 +12,7 @@
 //! | `fetch` | FETCH: pieces to other peers |
 //! | `peers` | what else peers ask, and what people ask about the cluster |
 //! | `overview` | what people ask about the whole cluster |
+//! | `queue` | the write-back queue of all nodes, and orders about it |
 //! | `answer` | the engine's words in the protocol's |
 //!
 //! A face owns no data: it speaks to [`Engine`] only, and piece bytes pass through it as arena slots that are received

@@ -67,7 +67,7 @@ async fn answer_others(link: &Rc<Link>, message: Message) -> Result<Message, Err
             link.context.engine.scrub(asked.begin).await.map(Message::from).map_err(|error| error_reply(&error))
         }
         Message::Queue(asked) => queue::show(link, asked).await.map(Message::from),
-        Message::Steer(asked) => queue::steer(link, &asked).await.map(Message::from),
+        Message::Steer(asked) => queue::steer(link, asked).await.map(Message::from),
         Message::Evict(asked) => {
             let target = target_from(&asked.target)?;
             overview::work(link, asked.scope, &target, Work::Evict).await.map(Message::from)

@@ -1,7 +1,8 @@
 //! The write-back queue as people ask for it, and their orders about it.
 //!
 //! A client sees the queues of all live nodes as one: an object that waits at its writer and at its home is shown once, as
-//! its home sees it. Another peer that asks, for its own client, is given this node's queue alone.
+//! the node sees it that tells the backend. Another peer that asks, for its own client, is given this node's queue alone;
+//! so it is with orders.
 
 use std::collections::BTreeMap;
 use std::rc::Rc;
@@ -26,19 +27,15 @@ pub(super) async fn show(link: &Rc<Link>, asked: Queue) -> Result<QueueOk, Error
         Role::Peer => own,
         Role::Client => {
             let mut pages = vec![own];
-            for (node, answer) in ask_all(link, || asked.clone().into()).await {
+            for (_, answer) in ask_all(link, || asked.clone().into()).await {
                 let page = match answer {
                     Ok(Message::QueueOk(page)) => Ok(page),
                     Ok(other) => Err(ObjectError::unexpected(&other)),
                     // What waits there is not known: to say that nothing does would be wrong. A node that is gone is no
                     // member any more in a moment.
-                    Err(error) => Err(ObjectError::PeerUnavailable(error)),
+                    Err(error) => Err(ObjectError::PeerUnavailable(format!("asked what waits there: {error}"))),
                 };
-                pages.push(page.map_err(|error| {
-                    let reply = error_reply(&error);
-                    let message = format!("{} cannot be asked what waits there: {}", node.id, reply.message);
-                    ErrorReply { message, ..reply }
-                })?);
+                pages.push(page.map_err(|error| error_reply(&error))?);
             }
             together(pages, limit)
         }
@@ -84,12 +81,28 @@ fn weight(entry: &QueueEntry) -> (u64, bool, u32) {
     (entry.generation, entry.state != QueueState::Elsewhere, entry.attempts)
 }
 
-/// What a person wants of an entry of it.
-pub(super) async fn steer(link: &Link, asked: &Steer) -> Result<Done, ErrorReply> {
-    let order = Order { order: asked.order, force: asked.force, by_peer: link.role() == Role::Peer };
+/// What a person wants of an entry of it: done here and at the home, and at every other node where one is left, for
+/// instance a dead letter of a time when that node decided about the object.
+pub(super) async fn steer(link: &Rc<Link>, asked: Steer) -> Result<Done, ErrorReply> {
+    let by_peer = link.role() == Role::Peer;
+    let order = Order { order: asked.order, force: asked.force, by_peer };
     let target = target_from(&asked.target)?;
-    link.context.engine.steer(&target, order).await.map_err(|error| error_reply(&error))?;
-    Ok(Done {})
+    let steered = link.context.engine.steer(&target, order).await;
+    let mut is_done = match steered {
+        Ok(()) => true,
+        Err(ObjectError::NotFound(_)) if !by_peer => false,
+        Err(error) => return Err(error_reply(&error)),
+    };
+    if !by_peer {
+        // Who cannot be reached, or has one that is on its way, hears of it from the home.
+        let answers = ask_all(link, || asked.clone().into()).await;
+        is_done |= answers.iter().any(|(_, answer)| matches!(answer, Ok(Message::Done(_))));
+    }
+    if is_done {
+        Ok(Done {})
+    } else {
+        Err(error_reply(&ObjectError::NotFound(format!("a pending write of {}", target.name))))
+    }
 }
 
 #[cfg(test)]

@@ -1,5 +1,5 @@
-//! What waits on a peer to be told to the backend, for the people who look after it; and the check of what lies on its
-//! disk. Added by version 3. A peer answers for itself alone.
+//! What waits to be told to the backend, for the people who look after peers; and the check of what lies on a peer's disk.
+//! Added by version 3. About the queue a client is answered for all live nodes, another peer for the asked one.
 
 use serde::{Deserialize, Serialize};
 

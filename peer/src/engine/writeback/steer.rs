@@ -64,15 +64,12 @@ impl Owner {
     /// Does what a person wants of the entry of an object: here, and where another peer decides about it, there first.
     pub async fn steer(self: &Rc<Self>, target: &Target, order: Order) -> Result<(), ObjectError> {
         let task = self.task(target);
-        let is_away = self.is_away(&target.task) && !order.by_peer;
-        if is_away && !self.steer_at_home(&task, order).await? {
-            return Err(nothing_waits(target));
-        }
+        let is_done_at_home = self.is_away(&target.task) && !order.by_peer && self.steer_at_home(&task, order).await?;
         match order.order {
             // The home tries it; it need not wait here as well.
-            SteerOrder::Retry if is_away && self.queue.entry(&target.task).is_none() => Ok(()),
+            SteerOrder::Retry if is_done_at_home && self.queue.entry(&target.task).is_none() => Ok(()),
             SteerOrder::Retry => self.retry(&task, order.force).await,
-            SteerOrder::Drop if is_away => {
+            SteerOrder::Drop if is_done_at_home => {
                 // The home has given it up.
                 if let Some(version) = task.current().filter(|version| !version.is_clean()) {
                     self.give_way(&task, &version).await;
@@ -83,19 +80,19 @@ impl Owner {
         }
     }
 
-    /// Passes an order on. `false`: nothing of the object waits there, nor here.
+    /// Passes an order on. `false`: nothing of the object waits there.
     async fn steer_at_home(&self, task: &Task, order: Order) -> Result<bool, ObjectError> {
         let Order { order, force, .. } = order;
         let make = || message::Steer { target: task.target.to_message(), order, force };
         match self.ask_homes(task, make).await {
             Ok(Some(Message::Done(_))) => Ok(true),
-            Ok(None) if order == SteerOrder::Retry => Ok(true),
+            Ok(None) if order == SteerOrder::Retry && self.queue.entry(&task.target.task).is_some() => Ok(false),
             Ok(None) => {
                 Err(ObjectError::PeerUnavailable("no seed that decides about the object can be reached".to_owned()))
             }
             Ok(Some(other)) => Err(ObjectError::unexpected(&other)),
-            // The home may not know of it yet.
-            Err(ObjectError::NotFound(_)) => Ok(self.queue.entry(&task.target.task).is_some()),
+            // The home may not know of it yet, or not any more.
+            Err(ObjectError::NotFound(_)) => Ok(false),
             Err(error) => Err(error),
         }
     }
@@ -157,5 +154,5 @@ fn bytes_sent(entry: &Entry, length: u64) -> u64 {
 }
 
 fn nothing_waits(target: &Target) -> ObjectError {
-    ObjectError::NotFound(format!("a pending write of {} (at this node, or at its home)", target.name))
+    ObjectError::NotFound(format!("a pending write of {}", target.name))
 }
