@@ -27,15 +27,15 @@ pub fn free(count: usize) -> Result<Vec<u16>> {
     // Other test programs begin elsewhere.
     let begin = std::process::id().wrapping_mul(7919) % span;
     let all = (0..span).filter_map(|index| u16::try_from(u32::from(FIRST) + (begin + index) % span).ok());
-    let is_free = |port: &u16| !given.contains(port) && is_free(*port);
+    let is_free = |port: &u16| !given.contains(port) && nobody_listens(*port);
     let ports: Vec<u16> = all.filter(is_free).take(count).collect();
     ensure!(ports.len() == count, "less than {count} ports from {FIRST} to {end} are free on loopback");
     given.extend(&ports);
     Ok(ports)
 }
 
-/// A machine without IPv6 has nobody there.
-fn is_free(port: u16) -> bool {
+/// Whether a port is free on both loopbacks. A machine without IPv6 has nobody there.
+fn nobody_listens(port: u16) -> bool {
     let taken = |error: &std::io::Error| error.kind() == ErrorKind::AddrInUse;
     let bound = [TcpListener::bind((Ipv4Addr::LOCALHOST, port)), TcpListener::bind((Ipv6Addr::LOCALHOST, port))];
     bound[0].is_ok() && !bound[1].as_ref().is_err_and(taken)

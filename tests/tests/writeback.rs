@@ -232,6 +232,19 @@ fn a_poisoned_object_holds_up_no_other() -> Result<()> {
 }
 
 #[test]
+fn a_refused_deletion_says_that_what_never_reached_the_bucket_is_gone() -> Result<()> {
+    let scene = Scene::start()?;
+    let there = Payload::new(50, 1000);
+    scene.put("guarded", SYNC, there)?;
+    scene.backend.set_rules([Method::DELETE, Method::PUT].map(|method| Rule::on(method, Fault::access_denied())));
+    scene.put("guarded", ASYNC, Payload::new(51, 2000))?;
+    let refused = scene.peer.delete(BUCKET, "guarded")?;
+    expect(&refused, 403);
+    ensure!(refused.text().contains("had not reached the bucket is deleted"), "{}", refused.text());
+    scene.read("guarded", there).map(drop)
+}
+
+#[test]
 fn a_bucket_that_asks_for_less_gets_less() -> Result<()> {
     const NAMED: Duration = Duration::from_secs(1);
     let scene = Scene::start_with(|spec| spec.shards = "1".to_owned())?;

@@ -8,14 +8,14 @@ use std::rc::Rc;
 use crate::catalog::{TaskState, WriteBackKind};
 use crate::engine::error::ObjectError;
 use crate::engine::owner::Owner;
-use crate::engine::request::{DeleteDone, Target};
+use crate::engine::request::{DeleteDone, Standing, Target};
 use crate::engine::version::Version;
 use crate::limits::DELETE_WAIT;
 use crate::rt::time::{timeout, unix_ms};
 use dfstore_proto::object::ObjectMeta;
 
 /// What a client is told when the backend refuses a deletion: the tombstone had replaced what it lacked.
-const DIRTY_IS_GONE: &str = "what was written and had not reached the bucket is deleted, what the bucket has stays";
+const PENDING_IS_GONE: &str = "what was written and had not reached the bucket is deleted, what the bucket has stays";
 
 impl Owner {
     /// Deletes an object: where another peer decides about it, there.
@@ -31,22 +31,20 @@ impl Owner {
     pub async fn delete_as_home(self: &Rc<Self>, target: &Target) -> Result<DeleteDone, ObjectError> {
         let task = self.task(target);
         self.settle_if_home(&task).await?;
-        let (told, tombstone, was_dirty) = {
+        let (told, tombstone, was_pending) = {
             let _commit = task.commit_lock.lock().await;
             let now_ms = unix_ms();
-            let was_dirty = task
-                .current()
-                .is_some_and(|before| matches!(before.state.get(), TaskState::Dirty | TaskState::Ephemeral));
+            let was_pending = task.current().is_some_and(|before| before.standing() != Standing::Clean);
             let generation = self.next_number(&task, now_ms);
             let tombstone = Version::new(target.task, generation, ObjectMeta::default(), TaskState::Deleted, None);
             let record = self.new_entry(&task, WriteBackKind::Delete, generation);
             self.record_replacement(&task, &tombstone, Some(&record)).await?;
             let tombstone = Rc::new(tombstone);
             self.publish_new(&task, tombstone.clone(), Some(record));
-            (self.queue.outcome(&task), tombstone, was_dirty)
+            (self.queue.outcome(&task), tombstone, was_pending)
         };
         let done = match timeout(DELETE_WAIT, told).await {
-            Ok(Ok(Err(error))) if was_dirty => return Err(error.with_note(DIRTY_IS_GONE)),
+            Ok(Ok(Err(error))) if was_pending => return Err(error.with_note(PENDING_IS_GONE)),
             Ok(Ok(outcome)) => outcome.map(|()| DeleteDone::Deleted)?,
             // Told later, or replaced by a newer write, which then is what the client wanted last.
             Ok(Err(_)) | Err(_) => DeleteDone::Pending,

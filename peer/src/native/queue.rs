@@ -136,22 +136,17 @@ mod tests {
 
     #[test]
     fn an_object_of_several_nodes_is_shown_once_as_its_home_sees_it() {
-        let writer = QueueOk {
-            entries: vec![
-                entry("dead", 7, QueueState::Elsewhere, 0),
-                entry("newer", 9, QueueState::Elsewhere, 0),
-                entry("tried", 7, QueueState::Dead, 0),
-            ],
-            truncated: false,
-        };
-        let home = QueueOk {
-            entries: vec![
-                entry("dead", 7, QueueState::Dead, 3),
-                entry("newer", 8, QueueState::Delayed, 2),
-                entry("tried", 7, QueueState::Dead, 4),
-            ],
-            truncated: false,
-        };
+        let page = |entries| QueueOk { entries, truncated: false };
+        let writer = page(vec![
+            entry("dead", 7, QueueState::Elsewhere, 0),
+            entry("newer", 9, QueueState::Elsewhere, 0),
+            entry("tried", 7, QueueState::Dead, 0),
+        ]);
+        let home = page(vec![
+            entry("dead", 7, QueueState::Dead, 3),
+            entry("newer", 8, QueueState::Delayed, 2),
+            entry("tried", 7, QueueState::Dead, 4),
+        ]);
         for pages in [vec![writer.clone(), home.clone()], vec![home, writer]] {
             let shown = together(pages, 10);
             assert_eq!(keys(&shown), ["dead", "newer", "tried"]);
