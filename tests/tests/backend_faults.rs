@@ -8,7 +8,7 @@ use dfstore_tests::data::Payload;
 use dfstore_tests::eventually;
 use dfstore_tests::faulty_backend::{Fault, Rule};
 use dfstore_tests::http::Connection;
-use dfstore_tests::scene::{ASYNC, BUCKET, PATIENCE, SYNC, Scene, expect};
+use dfstore_tests::scene::{ASYNC, BUCKET, EPHEMERAL, PATIENCE, SYNC, Scene, expect};
 use http::Method;
 
 const PIECE: u64 = 4 << 20;
@@ -212,4 +212,17 @@ fn a_write_whose_answer_is_lost_is_recognised_and_not_sent_again() -> Result<()>
     let attempts = |outcome| Ok::<_, Error>(scene.peer.metrics()?.sum("dfstore_writeback_attempts_total", &[outcome]));
     assert_eq!((attempts(("outcome", "error"))?, attempts(("outcome", "ok"))?), (2.0, 2.0));
     scene.backend.until_no_uploads()
+}
+
+#[test]
+fn a_refused_deletion_of_what_the_bucket_never_gets_says_that_it_is_gone() -> Result<()> {
+    let scene = Scene::start()?;
+    let there = Payload::new(52, 1000);
+    scene.put("guarded", SYNC, there)?;
+    scene.backend.set_rules([Rule::on(Method::DELETE, Fault::access_denied())]);
+    scene.put("guarded", EPHEMERAL, Payload::new(53, 2000))?;
+    let refused = scene.peer.delete(BUCKET, "guarded")?;
+    expect(&refused, 403);
+    ensure!(refused.text().contains("had not reached the bucket is deleted"), "{}", refused.text());
+    scene.read("guarded", there).map(drop)
 }

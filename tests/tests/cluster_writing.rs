@@ -228,6 +228,23 @@ fn a_deletion_that_the_backend_refuses_does_not_happen_later() -> Result<()> {
 }
 
 #[test]
+fn a_deletion_that_the_backend_refuses_leaves_what_is_pending_everywhere() -> Result<()> {
+    let cluster = start()?;
+    let (old, pending) = (Payload::new(62, 9), Payload::new(63, 2 * PIECE + 5));
+    cluster[2].put("pending", SYNC, old)?;
+    let denied = [Method::DELETE, Method::PUT].map(|method| Rule::on(method, Fault::access_denied()));
+    cluster.faulty()?.set_rules(denied);
+    cluster[2].put("pending", ASYNC, pending)?;
+    for index in 0..cluster.nodes().len() {
+        assert_eq!(cluster[index].ask("DELETE", "pending", &[])?.status(), 403);
+    }
+    everybody_sees(&cluster, "pending", pending)?;
+    cluster.faulty()?.set_rules([]);
+    cluster[1].peer().dfstore(&["writeback", "retry", &format!("dfs://{BUCKET}/pending")])?.success()?;
+    until_in_bucket(&cluster, "pending", pending)
+}
+
+#[test]
 fn a_copy_is_seen_at_once() -> Result<()> {
     let cluster = start()?;
     let payload = Payload::new(5, 3 * PIECE);

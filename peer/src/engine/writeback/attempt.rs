@@ -247,7 +247,8 @@ impl Owner {
         ))
     }
 
-    async fn delete_at_backend(&self, name: &ObjectName) -> Result<(), ObjectError> {
+    /// Deletes an object in the backend; one that is not there is deleted.
+    pub(in crate::engine) async fn delete_at_backend(&self, name: &ObjectName) -> Result<(), ObjectError> {
         let deleted = if leads_out_of_bucket(&name.key) {
             Err(ObjectError::InvalidArgument(format!("{name}: servers exist that would take this for their bucket")))
         } else {
