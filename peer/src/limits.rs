@@ -454,12 +454,11 @@ pub const SWARM_REPORT_SPREAD: Duration = Duration::from_millis(10);
 pub const SWARM_REPORT_MAX: Duration = Duration::from_secs(3);
 /// A parent that has this many uploads is named only when there is no other.
 pub const SWARM_UPLOADS_GOOD: u32 = 4;
-/// Suggestions that a home has open: before the first is carried out (and one less while each takes longer than
-/// [`SWARM_SUGGESTED_SLOW`]), and later at least.
-pub const SWARM_SUGGESTED_FIRST: usize = 3;
-/// See [`SWARM_SUGGESTED_FIRST`].
+/// Suggestions that a home has open at least.
 pub const SWARM_SUGGESTED_MIN: usize = 6;
-/// See [`SWARM_SUGGESTED_FIRST`].
+/// The same while each takes longer than [`SWARM_SUGGESTED_SLOW`].
+pub const SWARM_SUGGESTED_MIN_SLOW: usize = 2;
+/// See [`SWARM_SUGGESTED_MIN_SLOW`].
 pub const SWARM_SUGGESTED_SLOW: Duration = Duration::from_secs(2);
 /// To [`SWARM_SUGGESTED_MIN`] come as many as are carried out in this time.
 pub const SWARM_SUGGESTED_TIME: Duration = Duration::from_millis(100);
@@ -477,4 +476,4 @@ pub const SWARM_NODE_SILENCE_MAX: Duration = Duration::from_secs(30);
 const _: () = assert!(SWARM_WINDOW_PIECES as usize <= dfstore_proto::limits::COUNTS_MAX);
 const _: () = assert!(SWARM_PARENTS_KEPT >= 2 * dfstore_proto::limits::PARENTS_MAX);
 const _: () = assert!(SWARM_ORDERS_MAX <= dfstore_proto::limits::RUNS_MAX);
-const _: () = assert!(SWARM_SUGGESTED_FIRST > 1 && SWARM_SUGGESTED_MIN >= SWARM_SUGGESTED_FIRST);
+const _: () = assert!(SWARM_SUGGESTED_MIN_SLOW > 1 && SWARM_SUGGESTED_MIN >= SWARM_SUGGESTED_MIN_SLOW);

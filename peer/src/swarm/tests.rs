@@ -9,7 +9,7 @@ use dfstore_proto::object::PieceRun;
 use super::*;
 use crate::limits::{
     SWARM_AVOID_SILENT, SWARM_AVOID_WRONG, SWARM_BUSY_PAUSE, SWARM_DIRECT_PIECES_MAX, SWARM_NODE_SILENCE_MAX,
-    SWARM_ORDERS_MAX, SWARM_READERS_MAX, SWARM_REPORT_MIN, SWARM_SILENCE_MAX, SWARM_STAGNANT, SWARM_SUGGESTED_FIRST,
+    SWARM_ORDERS_MAX, SWARM_READERS_MAX, SWARM_REPORT_MIN, SWARM_SILENCE_MAX, SWARM_STAGNANT, SWARM_SUGGESTED_MIN,
     SWARM_URGENT_HELD_PATIENCE, SWARM_URGENT_PATIENCE, SWARM_WINDOW_PIECES,
 };
 
@@ -286,15 +286,24 @@ fn report(have: &[(u32, u32)], window: (u32, u32)) -> Report {
 }
 
 #[test]
-fn each_piece_is_suggested_to_one_node_only() {
+fn each_piece_is_suggested_to_one_node_only_and_at_first_one_to_each() {
     let mut tracker = Tracker::new(64, 1);
-    let mut suggested = Vec::new();
-    for node in ["a", "b", "c", "d"] {
-        suggested.extend(tracker.track(node, &report(&[], (0, 64)), at(1)).suggested);
-    }
-    assert_eq!(suggested, (0..u32::try_from(SWARM_SUGGESTED_FIRST).expect("small")).collect::<Vec<u32>>());
-    let counts = tracker.track("d", &report(&[], (0, 64)), at(2)).counts;
+    let nodes: Vec<String> = (0..=SWARM_SUGGESTED_MIN).map(|number| format!("node-{number}")).collect();
+    let suggested: Vec<Vec<u32>> =
+        nodes.iter().map(|node| tracker.track(node, &report(&[], (0, 64)), at(1)).suggested).collect();
+    let most = u32::try_from(SWARM_SUGGESTED_MIN).expect("small");
+    let expected: Vec<Vec<u32>> = (0..most).map(|piece| vec![piece]).chain([Vec::new()]).collect();
+    assert_eq!(suggested, expected);
+    let counts = tracker.track(&nodes[0], &report(&[], (0, 64)), at(2)).counts;
     assert_eq!((counts[0], counts[63], counts.len()), (1, 0, 64));
+}
+
+#[test]
+fn one_node_alone_gets_all_that_may_be_open_as_soon_as_it_asks_again() {
+    let mut tracker = Tracker::new(64, 1);
+    let suggested: Vec<u32> =
+        (1..=9).flat_map(|time| tracker.track("a", &report(&[], (0, 64)), at(time)).suggested).collect();
+    assert_eq!(suggested, (0..u32::try_from(SWARM_SUGGESTED_MIN).expect("small")).collect::<Vec<u32>>());
 }
 
 #[test]

@@ -6,7 +6,7 @@
 use std::time::Duration;
 
 use crate::limits::{
-    SWARM_NODE_SILENCE_MAX, SWARM_STAGNANT, SWARM_SUGGESTED_FIRST, SWARM_SUGGESTED_LATE, SWARM_SUGGESTED_MIN,
+    SWARM_NODE_SILENCE_MAX, SWARM_STAGNANT, SWARM_SUGGESTED_LATE, SWARM_SUGGESTED_MIN, SWARM_SUGGESTED_MIN_SLOW,
     SWARM_SUGGESTED_OPEN_MAX, SWARM_SUGGESTED_SLOW, SWARM_SUGGESTED_TIME, SWARM_SUGGESTION_KEPT,
 };
 use crate::swarm::Pieces;
@@ -61,10 +61,8 @@ impl Suggestions {
     /// from falling idle: the first copies are to be spread, so that the uplinks that pass them on are shared.
     pub fn room(&self, slot: u32, nodes: usize, had_enough: bool, now: Duration) -> usize {
         let least = match self.takes {
-            // As long as nothing is complete there is nothing to pass on: the first ones are to be quick.
-            None => SWARM_SUGGESTED_FIRST,
-            Some(takes) if takes > SWARM_SUGGESTED_SLOW => SWARM_SUGGESTED_FIRST - 1,
-            Some(_) => SWARM_SUGGESTED_MIN,
+            Some(takes) if takes > SWARM_SUGGESTED_SLOW => SWARM_SUGGESTED_MIN_SLOW,
+            _ => SWARM_SUGGESTED_MIN,
         };
         let most = least + self.done.within(SWARM_SUGGESTED_TIME, now);
         let live = self.open.iter().filter(|open| !self.is_late(open, now)).count();
@@ -73,7 +71,11 @@ impl Suggestions {
             most.saturating_sub(live).min((4 * most).min(SWARM_SUGGESTED_OPEN_MAX).saturating_sub(self.open.len()));
         let room = if had_enough { room.saturating_sub(most - most.div_ceil(3)) } else { room };
         let mine = self.open.iter().filter(|open| open.slot == slot).count();
-        room.min(most.div_ceil(nodes.max(1)).saturating_sub(mine))
+        let share = most.div_ceil(nodes.max(1)).saturating_sub(mine);
+        // Others may come right after the first who asks, and nothing can be passed on yet: each of them is to have
+        // something of its own soon. Who is alone asks again soon.
+        let share = if self.takes.is_none() { share.min(1) } else { share };
+        room.min(share)
     }
 
     /// A piece was suggested.
