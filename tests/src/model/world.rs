@@ -276,10 +276,11 @@ impl World {
         self.step(key, seen, |state| match outcome {
             Outcome::Done => only(sendable, state.retired(None)),
             Outcome::Pending => state.replaced(Held::Deleted, sendable),
-            // What was dirty or ephemeral is gone, what the bucket has stays.
-            Outcome::Failed(403, _) if trouble == Trouble::WritesDenied => {
-                vec![State { cached: Vec::new(), ..state.cleaned(state.bucket) }]
-            }
+            // What was ephemeral is gone; what the bucket has stays, and what it is still to get.
+            Outcome::Failed(403, _) if trouble == Trouble::WritesDenied => match state.held {
+                Held::Dirty(_) => vec![state.clone()],
+                _ => vec![State { cached: Vec::new(), ..state.cleaned(state.bucket) }],
+            },
             _ => Vec::new(),
         })
     }
