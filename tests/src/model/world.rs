@@ -41,6 +41,8 @@ pub struct State {
     /// What the peers held before it was written back or deleted, if nothing was written since. In a cluster a node
     /// may still hold it, and tell a home of it that has been restarted and has forgotten what became of it.
     ghost: Option<Held>,
+    /// The last that the peers know of it is its deletion, which they say as long as the bucket cannot be asked.
+    closed: bool,
 }
 
 impl State {
@@ -53,6 +55,7 @@ impl State {
             sendable: false,
             outranked: false,
             ghost: None,
+            closed: false,
         }
     }
 
@@ -81,7 +84,7 @@ impl State {
             Held::Dirty(_) | Held::Ephemeral(_) => Some(self.held),
             Held::Cache | Held::Deleted => self.ghost,
         };
-        State { ghost, ..self.cleaned(bucket) }
+        State { ghost, closed: bucket.is_none(), ..self.cleaned(bucket) }
     }
 
     /// Something is held that replaces what was. One request at a time is under way: for what was held, or for what that
@@ -294,7 +297,7 @@ impl World {
         self.step(from, seen, |state| {
             let explains = match outcome {
                 Outcome::Done => state.truth().is_some(),
-                Outcome::Missing => state.truth().is_none(),
+                Outcome::Missing => state.truth().is_none() || (state.closed && troubled),
                 _ => troubled && state.decided().is_none(),
             };
             let asked = State { cached: known_after(&state.cached, state.bucket), ..state.clone() };
@@ -339,7 +342,11 @@ impl World {
             if answer.label != Label::Stale && !is_pending && answer.shows(state.bucket) {
                 let seen: Vec<Payload> = state.bucket.into_iter().collect();
                 let cached = if rules.cluster { known_after(&state.cached, state.bucket) } else { seen };
-                add(&mut after, State { cached, ..state.clone() });
+                let closed = state.closed && state.bucket.is_none();
+                add(&mut after, State { cached, closed, ..state.clone() });
+            }
+            if state.closed && (trouble.spoils_reads() || leaves_alone) && answer.shows(None) {
+                add(&mut after, state.clone());
             }
             let from_cache = if answer.label == Label::Stale { leaves_alone } else { !asks };
             for payload in state.cached.iter().filter(|payload| from_cache && answer.shows(Some(**payload))) {
