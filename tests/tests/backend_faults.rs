@@ -226,3 +226,26 @@ fn a_refused_deletion_of_what_the_bucket_never_gets_says_that_it_is_gone() -> Re
     ensure!(refused.text().contains("had not reached the bucket is deleted"), "{}", refused.text());
     scene.read("guarded", there).map(drop)
 }
+
+/// The upload and the deletion cross in either order.
+#[test]
+fn a_refused_deletion_leaves_what_is_on_its_way() -> Result<()> {
+    let scene = Scene::start()?;
+    scene.backend.set_rules([Rule::on(Method::PUT, Fault::Hold), Rule::on(Method::DELETE, Fault::access_denied())]);
+    for number in 0..4 {
+        let (key, payload) = (format!("held-{number}"), Payload::new(60 + number, 3000));
+        scene.backend.forget();
+        scene.put(&key, ASYNC, payload)?;
+        let begun = || (scene.backend.requests_of(&Method::PUT) == 1).then_some(());
+        eventually("its upload is under way", PATIENCE, begun)?;
+        thread::scope(|scope| {
+            let deletion = scope.spawn(|| scene.peer.delete(BUCKET, &key));
+            scene.read(&key, payload)?;
+            scene.backend.release();
+            expect(&deletion.join().expect("no panic")?, 403);
+            scene.read(&key, payload)?;
+            scene.until_written_back(&key, payload)
+        })?;
+    }
+    Ok(())
+}

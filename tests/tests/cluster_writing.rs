@@ -239,6 +239,18 @@ fn a_deletion_that_the_backend_refuses_leaves_what_is_pending_everywhere() -> Re
         assert_eq!(cluster[index].ask("DELETE", "pending", &[])?.status(), 403);
     }
     everybody_sees(&cluster, "pending", pending)?;
+    let dead = || {
+        cluster[3]
+            .peer()
+            .dfstore(&["writeback", "ls", "--dead"])
+            .ok()?
+            .success()
+            .ok()?
+            .text()
+            .contains("/pending")
+            .then_some(())
+    };
+    eventually("it is a dead letter", PATIENCE, dead)?;
     cluster.faulty()?.set_rules([]);
     cluster[1].peer().dfstore(&["writeback", "retry", &format!("dfs://{BUCKET}/pending")])?.success()?;
     until_in_bucket(&cluster, "pending", pending)

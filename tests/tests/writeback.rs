@@ -236,9 +236,14 @@ fn a_refused_deletion_leaves_what_never_reached_the_bucket() -> Result<()> {
     let mut scene = Scene::start()?;
     let (there, pending) = (Payload::new(50, 1000), Payload::new(51, 2000));
     scene.put("guarded", SYNC, there)?;
-    scene.backend.set_rules([Method::DELETE, Method::PUT].map(|method| Rule::on(method, Fault::access_denied())));
+    let denied = || [Method::DELETE, Method::PUT].map(|method| Rule::on(method, Fault::access_denied()));
+    scene.backend.set_rules(denied());
     scene.put("guarded", ASYNC, pending)?;
-    for _ in 0..2 {
+    // At once, and after answers that tell nothing.
+    let unclear =
+        [Fault::internal_error(), Fault::slow_down(Some(1))].map(|fault| Rule::on(Method::DELETE, fault).times(1));
+    for unclear in [Vec::new(), unclear.into()] {
+        scene.backend.set_rules(unclear.into_iter().chain(denied()));
         let refused = scene.peer.delete(BUCKET, "guarded")?;
         expect(&refused, 403);
         ensure!(refused.text().contains("nothing is changed"), "{}", refused.text());
@@ -248,6 +253,7 @@ fn a_refused_deletion_leaves_what_never_reached_the_bucket() -> Result<()> {
         scene.read("guarded", pending)?;
     }
     ensure!(scene.has("guarded", there), "the bucket has what it had");
+    until_dead(&scene, 1)?;
     scene.backend.set_rules([]);
     scene.peer.dfstore(&["writeback", "retry", &url("guarded")])?.success()?;
     scene.until_written_back("guarded", pending)

@@ -4,22 +4,31 @@
 //! has replaced the version that was to be uploaded, and an upload under way is waited for before the backend is told.
 //!
 //! A tombstone cannot be taken back, for all nodes give up what it replaces. So where something is still to be uploaded
-//! the backend is asked before: one that refuses deletions must not cost what only we have.
+//! the backend is asked to delete what it has before that as well: one that refuses must not cost what only we have.
 
+use std::pin::pin;
 use std::rc::Rc;
+use std::time::Duration;
+
+use dfstore_proto::object::ObjectMeta;
+use futures_util::future::{Either, select};
 
 use crate::catalog::{TaskState, WriteBackKind};
 use crate::config::options::ConflictPolicy;
+use crate::engine::cluster::Place;
 use crate::engine::error::ObjectError;
 use crate::engine::owner::Owner;
 use crate::engine::request::{DeleteDone, Standing, Target};
+use crate::engine::task::Task;
 use crate::engine::version::Version;
 use crate::limits::DELETE_WAIT;
-use crate::rt::time::{since_start, timeout, unix_ms};
-use dfstore_proto::object::ObjectMeta;
+use crate::rt::mailbox::oneshot;
+use crate::rt::shard::spawn_local;
+use crate::rt::time::{since_start, sleep, timeout, unix_ms};
 
 /// What a client is told when the backend refuses a deletion before anything was given up.
-const PENDING_STAYS: &str = "nothing is changed; 'dfstore writeback drop' gives up what has not reached the bucket";
+const PENDING_STAYS: &str =
+    "nothing is changed; 'dfstore writeback drop --force' gives up what has not reached the bucket";
 /// What a client is told when the backend refuses a deletion whose tombstone had replaced what it lacked.
 const PENDING_IS_GONE: &str = "what was written and had not reached the bucket is deleted, what the bucket has stays";
 
@@ -36,13 +45,21 @@ impl Owner {
     /// Deletes an object here, durably, and then in the backend. Waits for the backend for a while.
     pub async fn delete_as_home(self: &Rc<Self>, target: &Target) -> Result<DeleteDone, ObjectError> {
         let task = self.task(target);
-        self.settle_if_home(&task).await?;
         let deadline = since_start() + DELETE_WAIT;
-        if task.current().is_some_and(|before| before.standing() == Standing::Dirty) {
-            self.delete_ahead(target).await?;
-        }
-        let (told, tombstone, was_pending) = {
+        let mut asked_about = None;
+        let (told, tombstone, was_pending) = loop {
+            self.settle_if_home(&task).await?;
+            let protected = self.protected(&task);
+            if protected.is_some() && protected != asked_about && since_start() < deadline {
+                self.ask_before_giving_up(&task, deadline).await?;
+                asked_about = protected;
+                // Who decides about it may have changed meanwhile.
+                continue;
+            }
             let _commit = task.commit_lock.lock().await;
+            if self.protected(&task) != protected {
+                continue;
+            }
             let now_ms = unix_ms();
             let was_pending = task.current().is_some_and(|before| before.standing() != Standing::Clean);
             let generation = self.next_number(&task, now_ms);
@@ -51,7 +68,7 @@ impl Owner {
             self.record_replacement(&task, &tombstone, Some(&record)).await?;
             let tombstone = Rc::new(tombstone);
             self.publish_new(&task, tombstone.clone(), Some(record));
-            (self.queue.outcome(&task), tombstone, was_pending)
+            break (self.queue.outcome(&task), tombstone, was_pending);
         };
         let done = match timeout(deadline.saturating_sub(since_start()), told).await {
             Ok(Ok(Err(error))) if was_pending => return Err(error.with_note(PENDING_IS_GONE)),
@@ -64,16 +81,49 @@ impl Owner {
         Ok(done)
     }
 
-    /// Deletes what the backend has of an object of which a newer version is pending here. An error is one that will not
-    /// heal; a backend that cannot be asked is none. Where others' changes in the bucket are not to be overwritten it is
-    /// not asked: that takes the look that precedes the deletion itself.
-    async fn delete_ahead(&self, target: &Target) -> Result<(), ObjectError> {
-        if self.context.conflict.for_bucket(&target.name.bucket) != ConflictPolicy::Overwrite {
-            return Ok(());
+    /// The version that a refused deletion must not cost: one that the backend is still to get, if it is this peer that
+    /// decides, and may delete what others wrote without a look.
+    fn protected(&self, task: &Task) -> Option<u64> {
+        let policy = self.context.conflict.for_bucket(&task.target.name.bucket);
+        let decides = matches!(self.place(&task.target.task), Place::Alone | Place::Home { .. });
+        let current = task.current().filter(|_| decides && policy == ConflictPolicy::Overwrite)?;
+        (current.standing() == Standing::Dirty).then_some(current.generation)
+    }
+
+    /// Has the backend delete what it has of an object, as the deletion itself will once more. An error is a refusal; a
+    /// backend that gives none until `deadline` cannot be asked.
+    async fn ask_before_giving_up(self: &Rc<Self>, task: &Rc<Task>, deadline: Duration) -> Result<(), ObjectError> {
+        loop {
+            let (reply, answer) = oneshot::channel();
+            let (owner, task, ended) = (self.clone(), task.clone(), self.ending.listen());
+            spawn_local(async move { drop(select(pin!(owner.delete_in_turn(&task, reply)), ended).await) });
+            let Ok(Ok(answer)) = timeout(deadline.saturating_sub(since_start()), answer).await else { return Ok(()) };
+            match answer {
+                // What does not exist refuses nothing.
+                Ok(()) | Err(ObjectError::NoSuchBucket(_)) => return Ok(()),
+                Err(error) if !error.is_retryable() => return Err(error.with_note(PENDING_STAYS)),
+                Err(error) => {
+                    let pause = self.queue.heed(&error);
+                    sleep(pause.min(deadline.saturating_sub(since_start()))).await;
+                }
+            }
+            if since_start() >= deadline {
+                return Ok(());
+            }
         }
-        match timeout(DELETE_WAIT, self.delete_at_backend(&target.name)).await {
-            Ok(Err(error)) if !error.is_retryable() => Err(error.with_note(PENDING_STAYS)),
-            _ => Ok(()),
+    }
+    /// Deletes an object in the backend when nothing else of it is under way there, if somebody still waits for that. To its
+    /// end, also when nobody does any more: a request that is given up may arrive later than the next one.
+    async fn delete_in_turn(&self, task: &Task, mut reply: oneshot::Sender<Result<(), ObjectError>>) {
+        let _turn = self.queue.turn().await;
+        let Either::Left((_backend, _)) = select(pin!(task.backend_lock.lock()), reply.cancellation()).await else {
+            return;
+        };
+        if reply.is_canceled() {
+            return;
         }
+        let deleted = self.delete_at_backend(&task.target.name).await;
+        // Whoever waited has gone.
+        drop(reply.send(deleted));
     }
 }

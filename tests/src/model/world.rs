@@ -92,10 +92,15 @@ impl State {
     fn replaced(&self, held: Held, sendable: bool) -> Vec<State> {
         let replaced =
             |late| State { held, bucket: self.bucket, late, sendable, ghost: self.haunts(held), ..State::empty() };
-        match (self.late, self.sent()) {
+        let mut states: Vec<State> = match (self.late, self.sent()) {
             (Some(late), Some(sent)) => vec![replaced(Some(late)), replaced(Some(sent))],
             (late, sent) => vec![replaced(late.or(sent))],
+        };
+        // An attempt that the trouble has not spoiled yet may come through when the trouble is over.
+        if let Held::Dirty(payload) = self.held {
+            add(&mut states, replaced(Some(Some(payload))));
         }
+        states
     }
 
     /// What a request makes of the object in the bucket that may be under way for what is held.
@@ -282,7 +287,7 @@ impl World {
             // What was ephemeral is gone; what the bucket has stays, and what it is still to get.
             Outcome::Failed(403, _) if trouble == Trouble::WritesDenied => match state.held {
                 Held::Dirty(_) => vec![state.clone()],
-                _ => vec![State { cached: Vec::new(), ..state.cleaned(state.bucket) }],
+                _ => vec![State { cached: Vec::new(), closed: false, ..state.retired(state.bucket) }],
             },
             _ => Vec::new(),
         })

@@ -217,16 +217,12 @@ impl Owner {
     /// Tries again later.
     async fn put_off(self: &Rc<Self>, entry: &Rc<Entry>, error: &ObjectError) {
         let (attempts, record) = entry.note_failure(error, false);
-        let (now_ms, mut delay) = (unix_ms(), backoff(&entry.task.target.task, attempts));
-        if let ObjectError::Busy { retry_after, .. } = error {
-            delay = delay.max(*retry_after);
-            self.queue.pace.slow_down(now_ms.saturating_add(milliseconds(*retry_after)), now_ms);
-        }
+        let delay = backoff(&entry.task.target.task, attempts).max(self.queue.heed(error));
         self.queue.pace.failed();
         self.context.metrics.writeback_attempted(false);
         tracing::warn!(object = %entry.task.target.name, attempts, %error, "write-back failed; trying again in {delay:?}");
         self.save_entry(entry, record).await;
-        self.queue.put_off(entry, now_ms.saturating_add(milliseconds(delay)), true);
+        self.queue.put_off(entry, unix_ms().saturating_add(milliseconds(delay)), true);
     }
 
     /// Waiting does not heal this.

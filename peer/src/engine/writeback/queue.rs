@@ -3,6 +3,7 @@
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::rc::Rc;
+use std::time::Duration;
 
 use dfstore_proto::ids::TaskId;
 use event_listener::Event;
@@ -12,9 +13,11 @@ use crate::engine::error::ObjectError;
 use crate::engine::task::Task;
 use crate::engine::writeback::pace::Pace;
 use crate::engine::writeback::table::Step;
-use crate::limits::{HOME_PATIENCE, WRITEBACK_LOOK_DELAY, WRITEBACK_LOOK_DELAY_MAX, WRITEBACK_POLL};
+use crate::limits::{
+    HOME_PATIENCE, WRITEBACK_LOOK_DELAY, WRITEBACK_LOOK_DELAY_MAX, WRITEBACK_POLL, WRITEBACK_RETRY_DELAY,
+};
 use crate::rt::mailbox::oneshot;
-use crate::rt::time::{milliseconds, timeout};
+use crate::rt::time::{milliseconds, timeout, unix_ms};
 
 /// The queue of one shard. An entry that is in `entries` is in exactly one of: `ready`, `again`, `delayed`, running,
 /// aside.
@@ -28,6 +31,8 @@ pub struct Queue {
     again: RefCell<BTreeSet<Key>>,
     delayed: RefCell<BTreeSet<(u64, Key)>>,
     running: Cell<usize>,
+    /// Who waits for a [`Turn`].
+    turns_awaited: Cell<usize>,
     changed: Event,
 }
 
@@ -134,6 +139,35 @@ impl Entry {
         record.last_error = error.to_string();
         record.dead = dead;
         (record.attempts, record.clone())
+    }
+}
+
+/// A place among those that run.
+pub struct Turn<'a> {
+    queue: &'a Queue,
+    running: Option<Counted<'a>>,
+}
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        self.running.take();
+        self.queue.changed.notify(usize::MAX);
+    }
+}
+
+/// One more, for a while.
+struct Counted<'a>(&'a Cell<usize>);
+
+impl Counted<'_> {
+    fn one(count: &Cell<usize>) -> Counted<'_> {
+        count.set(count.get() + 1);
+        Counted(count)
+    }
+}
+
+impl Drop for Counted<'_> {
+    fn drop(&mut self) {
+        self.0.set(self.0.get() - 1);
     }
 }
 
@@ -254,7 +288,7 @@ impl Queue {
     /// The oldest entry that may run now; it counts as running.
     pub fn start_next(&self, now_ms: u64) -> Option<Rc<Entry>> {
         self.wake_due(now_ms);
-        if !self.pace.may_begin(self.running.get(), now_ms) {
+        if self.turns_awaited.get() > 0 || !self.pace.may_begin(self.running.get(), now_ms) {
             return None;
         }
         let (ready, again) = (self.ready.borrow().first().copied(), self.again.borrow().first().copied());
@@ -267,6 +301,26 @@ impl Queue {
         let entry = self.entry(&task)?;
         self.running.set(self.running.get() + 1);
         Some(entry)
+    }
+
+    /// A place among those that run, as soon as the pace allows one, for something that is no entry.
+    /// Somebody waits for it, so it comes before the entries.
+    pub async fn turn(&self) -> Turn<'_> {
+        let waits = Counted::one(&self.turns_awaited);
+        while !self.pace.may_begin(self.running.get(), unix_ms()) {
+            self.changed().await;
+        }
+        drop(waits);
+        let running = Counted::one(&self.running);
+        Turn { queue: self, running: Some(running) }
+    }
+
+    /// Slows down if the backend asks for it. Gives the pause before something may be tried again.
+    pub fn heed(&self, error: &ObjectError) -> Duration {
+        let ObjectError::Busy { retry_after, .. } = error else { return WRITEBACK_RETRY_DELAY };
+        let now_ms = unix_ms();
+        self.pace.slow_down(now_ms.saturating_add(milliseconds(*retry_after)), now_ms);
+        (*retry_after).max(WRITEBACK_RETRY_DELAY)
     }
 
     /// Ends a running entry: it is done, refused for good (an error), or void (`None`).
@@ -320,5 +374,40 @@ impl Queue {
             dead,
             oldest_ms: entries.values().map(|entry| entry.record.borrow().queued_at_ms).min(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::pin::pin;
+
+    use futures_util::FutureExt;
+    use futures_util::poll;
+
+    use super::*;
+    use crate::limits::WRITEBACK_OBJECTS_MAX;
+    use crate::rt::shard::block_on;
+
+    #[test]
+    fn a_turn_comes_at_the_pace_of_the_entries_and_is_given_back() {
+        block_on(async {
+            let queue = Queue::default();
+            let mut turns: Vec<Turn<'_>> =
+                (0..WRITEBACK_OBJECTS_MAX).map(|_| queue.turn().now_or_never().expect("there is a place")).collect();
+            {
+                let mut next = pin!(queue.turn());
+                assert!(poll!(next.as_mut()).is_pending(), "all places are taken");
+                assert_eq!(queue.turns_awaited.get(), 1, "entries stand back");
+                turns.pop();
+                assert!(poll!(next.as_mut()).is_ready());
+            }
+            drop(queue.turn().now_or_never());
+            assert_eq!((queue.running.get(), queue.turns_awaited.get()), (WRITEBACK_OBJECTS_MAX - 1, 0));
+            drop(turns);
+            queue.heed(&ObjectError::Busy { reason: String::new(), retry_after: Duration::from_secs(60) });
+            assert!(queue.turn().now_or_never().is_none(), "the backend wants none for a while");
+            assert_eq!((queue.running.get(), queue.turns_awaited.get()), (0, 0));
+        })
+        .expect("io_uring is there");
     }
 }
