@@ -60,7 +60,8 @@ impl Suggestions {
     /// How many more may be suggested to this node, of `nodes`. One that `had_enough` gets only what keeps the uplink
     /// from falling idle: the first copies are to be spread, so that the uplinks that pass them on are shared.
     pub fn room(&self, slot: u32, nodes: usize, had_enough: bool, now: Duration) -> usize {
-        let least = match self.takes {
+        let oldest = self.open.iter().map(|open| now.saturating_sub(open.at)).max();
+        let least = match self.takes.or(oldest) {
             Some(takes) if takes > SWARM_SUGGESTED_SLOW => SWARM_SUGGESTED_MIN_SLOW,
             _ => SWARM_SUGGESTED_MIN,
         };
