@@ -97,10 +97,11 @@ impl Owner {
             let (reply, answer) = oneshot::channel();
             let (owner, task, ended) = (self.clone(), task.clone(), self.ending.listen());
             spawn_local(async move { drop(select(pin!(owner.delete_in_turn(&task, reply)), ended).await) });
-            let Ok(Ok(answer)) = timeout(deadline.saturating_sub(since_start()), answer).await else { return Ok(()) };
-            match answer {
+            let Ok(answer) = timeout(deadline.saturating_sub(since_start()), answer).await else { return Ok(()) };
+            match answer.unwrap_or(Err(ObjectError::ShuttingDown)) {
                 // What does not exist refuses nothing.
                 Ok(()) | Err(ObjectError::NoSuchBucket(_)) => return Ok(()),
+                Err(ObjectError::ShuttingDown) => return Err(ObjectError::ShuttingDown),
                 Err(error) if !error.is_retryable() => return Err(error.with_note(PENDING_STAYS)),
                 Err(error) => {
                     let pause = self.queue.heed(&error);
@@ -112,6 +113,7 @@ impl Owner {
             }
         }
     }
+
     /// Deletes an object in the backend when nothing else of it is under way there, if somebody still waits for that. To its
     /// end, also when nobody does any more: a request that is given up may arrive later than the next one.
     async fn delete_in_turn(&self, task: &Task, mut reply: oneshot::Sender<Result<(), ObjectError>>) {
