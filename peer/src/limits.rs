@@ -124,6 +124,8 @@ pub const EVICTION_POLL: Duration = Duration::from_millis(5);
 pub const RETIRED_POLL: Duration = Duration::from_millis(500);
 /// How often a writer looks whether the dirty limit allows its next piece.
 pub const ADMISSION_POLL: Duration = Duration::from_millis(20);
+/// Small requests that each shard sends to the backend beside write-backs, for clients that wait.
+pub const WRITEBACK_TURNS_MAX: usize = 4;
 /// A DELETE waits this long for the backend before it is answered as pending.
 pub const DELETE_WAIT: Duration = Duration::from_secs(10);
 /// Parts of one multipart upload in flight.

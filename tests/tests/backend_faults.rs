@@ -231,9 +231,9 @@ fn a_refused_deletion_of_what_the_bucket_never_gets_says_that_it_is_gone() -> Re
 #[test]
 fn a_refused_deletion_leaves_what_is_on_its_way() -> Result<()> {
     let scene = Scene::start()?;
-    scene.backend.set_rules([Rule::on(Method::PUT, Fault::Hold), Rule::on(Method::DELETE, Fault::access_denied())]);
     for number in 0..4 {
         let (key, payload) = (format!("held-{number}"), Payload::new(60 + number, 3000));
+        scene.backend.set_rules([Rule::on(Method::PUT, Fault::Hold), Rule::on(Method::DELETE, Fault::access_denied())]);
         scene.backend.forget();
         scene.put(&key, ASYNC, payload)?;
         let begun = || (scene.backend.requests_of(&Method::PUT) == 1).then_some(());

@@ -50,14 +50,17 @@ impl Owner {
         let (told, tombstone, was_pending) = loop {
             self.settle_if_home(&task).await?;
             let protected = self.protected(&task);
-            if protected.is_some() && protected != asked_about && since_start() < deadline {
-                self.ask_before_giving_up(&task, deadline).await?;
+            if let Some(generation) = protected
+                && protected != asked_about
+                && since_start() < deadline
+            {
+                self.ask_before_giving_up(&task, generation, deadline).await?;
                 asked_about = protected;
                 // Who decides about it may have changed meanwhile.
                 continue;
             }
             let _commit = task.commit_lock.lock().await;
-            if self.protected(&task) != protected {
+            if self.protected(&task) != protected && since_start() < deadline {
                 continue;
             }
             let now_ms = unix_ms();
@@ -92,11 +95,19 @@ impl Owner {
 
     /// Has the backend delete what it has of an object, as the deletion itself will once more. An error is a refusal; a
     /// backend that gives none until `deadline` cannot be asked.
-    async fn ask_before_giving_up(self: &Rc<Self>, task: &Rc<Task>, deadline: Duration) -> Result<(), ObjectError> {
+    async fn ask_before_giving_up(
+        self: &Rc<Self>,
+        task: &Rc<Task>,
+        generation: u64,
+        deadline: Duration,
+    ) -> Result<(), ObjectError> {
         loop {
+            if self.is_ending.get() {
+                return Err(ObjectError::ShuttingDown);
+            }
             let (reply, answer) = oneshot::channel();
             let (owner, task, ended) = (self.clone(), task.clone(), self.ending.listen());
-            spawn_local(async move { drop(select(pin!(owner.delete_in_turn(&task, reply)), ended).await) });
+            spawn_local(async move { drop(select(pin!(owner.delete_in_turn(&task, generation, reply)), ended).await) });
             let Ok(answer) = timeout(deadline.saturating_sub(since_start()), answer).await else { return Ok(()) };
             match answer.unwrap_or(Err(ObjectError::ShuttingDown)) {
                 // What does not exist refuses nothing.
@@ -114,17 +125,17 @@ impl Owner {
         }
     }
 
-    /// Deletes an object in the backend when nothing else of it is under way there, if somebody still waits for that. To its
-    /// end, also when nobody does any more: a request that is given up may arrive later than the next one.
-    async fn delete_in_turn(&self, task: &Task, mut reply: oneshot::Sender<Result<(), ObjectError>>) {
-        let _turn = self.queue.turn().await;
-        let Either::Left((_backend, _)) = select(pin!(task.backend_lock.lock()), reply.cancellation()).await else {
-            return;
-        };
+    /// Deletes an object in the backend when nothing else of it is under way there, if somebody still waits for that and
+    /// this version is still to be protected. To its end, also when nobody waits any more: a request that is given up may
+    /// arrive later than the next one.
+    async fn delete_in_turn(&self, task: &Task, generation: u64, mut reply: oneshot::Sender<Result<(), ObjectError>>) {
+        let places = async { (self.queue.turn().await, task.backend_lock.lock().await) };
+        let Either::Left((_places, _)) = select(pin!(places), reply.cancellation()).await else { return };
         if reply.is_canceled() {
             return;
         }
-        let deleted = self.delete_at_backend(&task.target.name).await;
+        let is_same = self.protected(task) == Some(generation);
+        let deleted = if is_same { self.delete_at_backend(&task.target.name).await } else { Ok(()) };
         // Whoever waited has gone.
         drop(reply.send(deleted));
     }

@@ -44,7 +44,12 @@ impl Default for Pace {
 impl Pace {
     /// Whether one more may begin beside `running` others.
     pub fn may_begin(&self, running: usize, now_ms: u64) -> bool {
-        running < self.at_once.get() && now_ms >= self.closed_until_ms.get()
+        running < self.at_once.get() && self.is_open(now_ms)
+    }
+
+    /// Whether the time has come that the backend has named.
+    pub fn is_open(&self, now_ms: u64) -> bool {
+        now_ms >= self.closed_until_ms.get()
     }
 
     /// Takes the right to repeat something, if there is one. One comes with each success, and one with each

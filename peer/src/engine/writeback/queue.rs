@@ -15,6 +15,7 @@ use crate::engine::writeback::pace::Pace;
 use crate::engine::writeback::table::Step;
 use crate::limits::{
     HOME_PATIENCE, WRITEBACK_LOOK_DELAY, WRITEBACK_LOOK_DELAY_MAX, WRITEBACK_POLL, WRITEBACK_RETRY_DELAY,
+    WRITEBACK_TURNS_MAX,
 };
 use crate::rt::mailbox::oneshot;
 use crate::rt::time::{milliseconds, timeout, unix_ms};
@@ -31,8 +32,7 @@ pub struct Queue {
     again: RefCell<BTreeSet<Key>>,
     delayed: RefCell<BTreeSet<(u64, Key)>>,
     running: Cell<usize>,
-    /// Who waits for a [`Turn`].
-    turns_awaited: Cell<usize>,
+    turns: Cell<usize>,
     changed: Event,
 }
 
@@ -142,32 +142,13 @@ impl Entry {
     }
 }
 
-/// A place among those that run.
-pub struct Turn<'a> {
-    queue: &'a Queue,
-    running: Option<Counted<'a>>,
-}
+/// A place beside the entries that run.
+pub struct Turn<'a>(&'a Queue);
 
 impl Drop for Turn<'_> {
     fn drop(&mut self) {
-        self.running.take();
-        self.queue.changed.notify(usize::MAX);
-    }
-}
-
-/// One more, for a while.
-struct Counted<'a>(&'a Cell<usize>);
-
-impl Counted<'_> {
-    fn one(count: &Cell<usize>) -> Counted<'_> {
-        count.set(count.get() + 1);
-        Counted(count)
-    }
-}
-
-impl Drop for Counted<'_> {
-    fn drop(&mut self) {
-        self.0.set(self.0.get() - 1);
+        self.0.turns.set(self.0.turns.get() - 1);
+        self.0.changed.notify(usize::MAX);
     }
 }
 
@@ -288,7 +269,7 @@ impl Queue {
     /// The oldest entry that may run now; it counts as running.
     pub fn start_next(&self, now_ms: u64) -> Option<Rc<Entry>> {
         self.wake_due(now_ms);
-        if self.turns_awaited.get() > 0 || !self.pace.may_begin(self.running.get(), now_ms) {
+        if !self.pace.may_begin(self.running.get(), now_ms) {
             return None;
         }
         let (ready, again) = (self.ready.borrow().first().copied(), self.again.borrow().first().copied());
@@ -303,16 +284,14 @@ impl Queue {
         Some(entry)
     }
 
-    /// A place among those that run, as soon as the pace allows one, for something that is no entry.
-    /// Somebody waits for it, so it comes before the entries.
+    /// A place for a small request that is no entry and that somebody waits for: beside those that run, which may be
+    /// long, but not before the time that the backend has named.
     pub async fn turn(&self) -> Turn<'_> {
-        let waits = Counted::one(&self.turns_awaited);
-        while !self.pace.may_begin(self.running.get(), unix_ms()) {
+        while self.turns.get() >= WRITEBACK_TURNS_MAX || !self.pace.is_open(unix_ms()) {
             self.changed().await;
         }
-        drop(waits);
-        let running = Counted::one(&self.running);
-        Turn { queue: self, running: Some(running) }
+        self.turns.set(self.turns.get() + 1);
+        Turn(self)
     }
 
     /// Slows down if the backend asks for it. Gives the pause before something may be tried again.
@@ -385,28 +364,25 @@ mod tests {
     use futures_util::poll;
 
     use super::*;
-    use crate::limits::WRITEBACK_OBJECTS_MAX;
     use crate::rt::shard::block_on;
 
     #[test]
-    fn a_turn_comes_at_the_pace_of_the_entries_and_is_given_back() {
+    fn a_turn_waits_for_others_of_its_kind_and_for_the_backend_and_is_given_back() {
         block_on(async {
             let queue = Queue::default();
             let mut turns: Vec<Turn<'_>> =
-                (0..WRITEBACK_OBJECTS_MAX).map(|_| queue.turn().now_or_never().expect("there is a place")).collect();
+                (0..WRITEBACK_TURNS_MAX).map(|_| queue.turn().now_or_never().expect("there is a place")).collect();
             {
                 let mut next = pin!(queue.turn());
                 assert!(poll!(next.as_mut()).is_pending(), "all places are taken");
-                assert_eq!(queue.turns_awaited.get(), 1, "entries stand back");
                 turns.pop();
                 assert!(poll!(next.as_mut()).is_ready());
             }
-            drop(queue.turn().now_or_never());
-            assert_eq!((queue.running.get(), queue.turns_awaited.get()), (WRITEBACK_OBJECTS_MAX - 1, 0));
+            drop(queue.turn().now_or_never().expect("what was given back"));
             drop(turns);
             queue.heed(&ObjectError::Busy { reason: String::new(), retry_after: Duration::from_secs(60) });
-            assert!(queue.turn().now_or_never().is_none(), "the backend wants none for a while");
-            assert_eq!((queue.running.get(), queue.turns_awaited.get()), (0, 0));
+            assert!(queue.turn().now_or_never().is_none(), "the backend wants nothing for a while");
+            assert_eq!(queue.turns.get(), 0);
         })
         .expect("io_uring is there");
     }
