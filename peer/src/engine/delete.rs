@@ -15,7 +15,6 @@ use futures_util::future::{Either, select};
 
 use crate::catalog::{TaskState, WriteBackKind};
 use crate::config::options::ConflictPolicy;
-use crate::engine::cluster::Place;
 use crate::engine::error::ObjectError;
 use crate::engine::owner::Owner;
 use crate::engine::request::{DeleteDone, Standing, Target};
@@ -88,7 +87,7 @@ impl Owner {
     /// decides, and may delete what others wrote without a look.
     fn protected(&self, task: &Task) -> Option<u64> {
         let policy = self.context.conflict.for_bucket(&task.target.name.bucket);
-        let decides = matches!(self.place(&task.target.task), Place::Alone | Place::Home { .. });
+        let decides = !self.is_away(&task.target.task);
         let current = task.current().filter(|_| decides && policy == ConflictPolicy::Overwrite)?;
         (current.standing() == Standing::Dirty).then_some(current.generation)
     }
@@ -101,7 +100,7 @@ impl Owner {
         generation: u64,
         deadline: Duration,
     ) -> Result<(), ObjectError> {
-        loop {
+        while since_start() < deadline {
             if self.is_ending.get() {
                 return Err(ObjectError::ShuttingDown);
             }
@@ -119,10 +118,8 @@ impl Owner {
                     sleep(pause.min(deadline.saturating_sub(since_start()))).await;
                 }
             }
-            if since_start() >= deadline {
-                return Ok(());
-            }
         }
+        Ok(())
     }
 
     /// Deletes an object in the backend when nothing else of it is under way there, if somebody still waits for that and

@@ -32,6 +32,7 @@ pub struct Queue {
     again: RefCell<BTreeSet<Key>>,
     delayed: RefCell<BTreeSet<(u64, Key)>>,
     running: Cell<usize>,
+    /// Places given beside those that run.
     turns: Cell<usize>,
     changed: Event,
 }

@@ -60,8 +60,9 @@ impl Suggestions {
     /// How many more may be suggested to this node, of `nodes`. One that `had_enough` gets only what keeps the uplink
     /// from falling idle: the first copies are to be spread, so that the uplinks that pass them on are shared.
     pub fn room(&self, slot: u32, nodes: usize, had_enough: bool, now: Duration) -> usize {
-        let oldest = self.open.iter().map(|open| now.saturating_sub(open.at)).max();
-        let least = match self.takes.or(oldest) {
+        // Before the first is carried out, how long they take is known from how long the oldest has taken so far.
+        let so_far = || self.open.iter().map(|open| now.saturating_sub(open.at)).max();
+        let least = match self.takes.or_else(so_far) {
             Some(takes) if takes > SWARM_SUGGESTED_SLOW => SWARM_SUGGESTED_MIN_SLOW,
             _ => SWARM_SUGGESTED_MIN,
         };
