@@ -4,6 +4,7 @@ use std::hint::black_box;
 
 use bytes::BytesMut;
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
+use dfstore_peer::limits::PIECE_BYTES;
 use dfstore_proto::crc::whole_crc32;
 use dfstore_proto::decoder::{Decoder, Frame, Need};
 use dfstore_proto::frame::{FrameLimits, PieceHead, RequestId};
@@ -13,7 +14,6 @@ use dfstore_proto::message::{Message, Stat};
 use dfstore_tests::data::Payload;
 use dfstore_tests::native::target;
 
-const PIECE_BYTES: u32 = 4 << 20;
 /// What one read of a socket gives.
 const READ_BYTES: usize = 256 << 10;
 const PIECES: u32 = 4;
@@ -26,10 +26,10 @@ fn crc(criterion: &mut Criterion) {
     group.throughput(Throughput::Bytes(u64::from(PIECE_BYTES)));
     group.bench_function("piece", |bencher| bencher.iter(|| crc32fast::hash(black_box(&piece))));
     // A 1 GiB object from the checksums of its pieces: no byte is read again.
-    let crcs = vec![0x1234_5678; 256];
-    group.throughput(Throughput::Bytes(256 * u64::from(PIECE_BYTES)));
+    let crcs = vec![0x1234_5678; 512];
+    group.throughput(Throughput::Bytes(512 * u64::from(PIECE_BYTES)));
     group.bench_function("whole object from 256 pieces", |bencher| {
-        bencher.iter(|| whole_crc32(256 * u64::from(PIECE_BYTES), PIECE_BYTES, black_box(&crcs).iter().copied()));
+        bencher.iter(|| whole_crc32(512 * u64::from(PIECE_BYTES), PIECE_BYTES, black_box(&crcs).iter().copied()));
     });
     group.finish();
 }
@@ -52,7 +52,7 @@ fn pieces(criterion: &mut Criterion) {
     let mut place = vec![0; PIECE_BYTES as usize];
     let mut group = criterion.benchmark_group("frames");
     group.throughput(Throughput::Bytes(stream.len() as u64));
-    group.bench_function("decode 4 MiB pieces", |bencher| {
+    group.bench_function("decode 2 MiB pieces", |bencher| {
         bencher.iter(|| {
             let (mut decoder, mut heads, mut at) = (decoder(), 0, 0);
             for mut input in stream.chunks(READ_BYTES) {

@@ -70,9 +70,9 @@ fn row(name: &str, setup: &Setup) -> (String, f64) {
 fn main() {
     let peers = if is_smoke() { 20 } else { 10_000 };
     let setups = [
-        ("8 peers", all_at_once(8, 64)),
-        ("all at once", Setup { chunks: 4, ..all_at_once(peers, 32) }),
-        ("mixed", Setup { chunks: 4, ..mixed(peers, 32) }),
+        ("8 peers", all_at_once(8, 128)),
+        ("all at once", Setup { chunks: 2, ..all_at_once(peers, 64) }),
+        ("mixed", Setup { chunks: 2, ..mixed(peers, 64) }),
     ];
     println!("links of 200 Mbit/s; times in brackets are multiples of the bound; bytes sent are copies of the object");
     println!(

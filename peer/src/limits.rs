@@ -7,7 +7,7 @@ use std::time::Duration;
 /// Unit of disk allocation and of direct-I/O alignment, in bytes.
 pub const BLOCK_BYTES: u32 = 4096;
 /// Size of a piece (the last one of a version may be shorter), in bytes.
-pub const PIECE_BYTES: u32 = 4 << 20;
+pub const PIECE_BYTES: u32 = 2 << 20;
 /// Most bytes of an object: S3's limit (5 TiB).
 pub const OBJECT_BYTES_MAX: u64 = 5 << 40;
 /// Most bytes of an object key: S3's limit.
@@ -82,11 +82,11 @@ pub const BACKGROUND_READS_MAX: u64 = 2;
 pub const BACKGROUND_IO_MEMORY_BYTES: usize = 2 * PIECE_BYTES as usize;
 
 /// Pieces of one version fetched from the backend at once.
-pub const FETCH_WINDOW_PIECES: usize = 8;
+pub const FETCH_WINDOW_PIECES: usize = 16;
 /// Pieces one response reads ahead of what the client has taken.
-pub const SERVE_WINDOW_PIECES: usize = 4;
+pub const SERVE_WINDOW_PIECES: usize = 8;
 /// Pieces of one upload that are being written at once.
-pub const INGEST_WINDOW_PIECES: usize = 4;
+pub const INGEST_WINDOW_PIECES: usize = 8;
 /// Objects written back at once, per shard.
 pub const WRITEBACK_OBJECTS_MAX: usize = 4;
 /// A write-back that waits for memory looks so often whether the request that it was for still is.
@@ -243,7 +243,7 @@ pub const NATIVE_READS_ACTIVE_MAX: usize = 8;
 pub const NATIVE_TURN_PATIENCE: Duration = Duration::from_secs(1);
 /// Pieces that a native client may send before earlier ones are written. Few connections saturate a disk, and many
 /// share the memory for uploads.
-pub const NATIVE_CREDITS: u32 = 4;
+pub const NATIVE_CREDITS: u32 = 8;
 /// Versions that one native connection keeps readable after OPEN.
 pub const NATIVE_PINS_MAX: usize = 16;
 /// How often a native connection is looked at for silence and stalls.
@@ -254,7 +254,7 @@ const _: () = assert!(NATIVE_CREDITS as usize >= INGEST_WINDOW_PIECES);
 /// Connections to other peers that one shard keeps. More nodes and shards than that are not expected.
 pub const LINKS_PER_SHARD_MAX: usize = 4096;
 /// Pieces that one link fetches at once: as many credits are granted.
-pub const LINK_FETCHES_MAX: u32 = 8;
+pub const LINK_FETCHES_MAX: u32 = 16;
 /// Bytes of frames that wait to be sent on a link; beyond them new requests wait.
 pub const LINK_OUT_BYTES_MAX: usize = 256 << 10;
 /// Bytes of a piece received at once: they are summed right after, so they should fit the second-level cache.
@@ -340,7 +340,7 @@ pub const GRAVES_MAX: usize = 100_000;
 /// Copies that a shard makes at once, and pieces of each that are on their way.
 pub const COPIES_AT_ONCE_MAX: usize = 4;
 /// See [`COPIES_AT_ONCE_MAX`].
-pub const COPY_WINDOW_PIECES: usize = 4;
+pub const COPY_WINDOW_PIECES: usize = 8;
 /// A piece of a copy that has come gets to disk within this time, or is fetched again.
 pub const STORED_WAIT: Duration = Duration::from_secs(30);
 /// How often a seed looks for missing copies, how many tasks it looks at then, and how fast its shards together have copies
@@ -363,7 +363,7 @@ pub const WRITE_LATE: Duration = Duration::from_secs(30);
 /// Readers who need the backend for the rest of an older version are waited for this long before it is overwritten.
 pub const OLD_READERS_WAIT: Duration = Duration::from_secs(60);
 /// Pieces of one download that are on their way at once.
-pub const DOWNLOAD_SLOTS_MAX: usize = 16;
+pub const DOWNLOAD_SLOTS_MAX: usize = 32;
 /// A reader that asks for nothing this long no longer has pieces fetched ahead.
 pub const DOWNLOAD_READER_IDLE: Duration = Duration::from_secs(15);
 /// A download that nobody has used this long ends; until then it goes on telling the home what it holds.
@@ -378,7 +378,7 @@ pub const RELOCATE_PAUSE: Duration = Duration::from_millis(200);
 /// Versions of at most this many pieces are fetched from the home without planning.
 pub const SWARM_DIRECT_PIECES_MAX: u32 = 4;
 /// Pieces that a download plans ahead of each reader.
-pub const SWARM_WINDOW_PIECES: u32 = 64;
+pub const SWARM_WINDOW_PIECES: u32 = 128;
 /// Pieces that each reader needs next, which come before rarer ones.
 pub const SWARM_SOON_PIECES: u32 = 4;
 /// Readers of one download.

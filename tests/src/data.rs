@@ -6,6 +6,9 @@
 use std::io::{self, Read};
 use std::ops::Range;
 
+/// Bytes of a piece of the peers under test.
+pub const PIECE: u64 = dfstore_peer::limits::PIECE_BYTES as u64;
+
 /// Bytes that come from one state of the generator.
 const BLOCK_BYTES: u64 = 4096;
 

@@ -17,8 +17,8 @@ use dfstore_peer::store::{PieceStore, SpaceOptions, StoreSeed};
 use dfstore_proto::ids::{ObjectName, TaskId};
 use dfstore_proto::object::ObjectMeta;
 
-/// Bytes of each piece: a block.
-pub const PIECE_BYTES: u32 = 4096;
+/// Bytes of a block, the shortest piece.
+pub const BLOCK: u32 = 4096;
 /// Changes that go into one transaction, about.
 const TRANSACTION_CHANGES: usize = 3000;
 
@@ -31,6 +31,8 @@ pub struct Zeros {
     pub objects: u64,
     /// Pieces of each.
     pub pieces: u32,
+    /// Bytes of each piece: whole blocks.
+    pub piece_bytes: u32,
     /// Clean, or dirty with an entry in the write-back queue, the lowest number first.
     pub dirty: bool,
 }
@@ -48,7 +50,7 @@ impl Zeros {
 
     /// Bytes of each object.
     pub fn length(&self) -> u64 {
-        u64::from(self.pieces) * u64::from(PIECE_BYTES)
+        u64::from(self.pieces) * u64::from(self.piece_bytes)
     }
 
     /// Makes the data folder of a peer of this capacity that holds them.
@@ -79,7 +81,7 @@ impl Zeros {
     async fn object(&self, store: &PieceStore, object: u64, generation: u64, now_ms: u64) -> Result<Vec<Change>> {
         let name = ObjectName::new(self.bucket, Zeros::key(object));
         let task = TaskId::of(&name, "", "");
-        let crc32 = crc32fast::hash(&[0; PIECE_BYTES as usize]);
+        let crc32 = crc32fast::hash(&vec![0; self.piece_bytes as usize]);
         let mut changes = vec![Change::PutTask { task, record: self.record(name, generation, now_ms) }];
         if self.dirty {
             let record = WriteBackRecord {
@@ -96,8 +98,8 @@ impl Zeros {
             changes.push(Change::PutWriteBack { task, record });
         }
         for number in 0..self.pieces {
-            let lease = store.allocate(PIECE_BYTES as usize).await?.keep();
-            let record = PieceRecord { length: PIECE_BYTES, crc32, extents: lease.extents().clone() };
+            let lease = store.allocate(self.piece_bytes as usize).await?.keep();
+            let record = PieceRecord { length: self.piece_bytes, crc32, extents: lease.extents().clone() };
             changes.push(Change::PutPiece { key: PieceKey { task, generation, number }, record });
         }
         Ok(changes)
@@ -117,7 +119,7 @@ impl Zeros {
             generation,
             state: if self.dirty { TaskState::Dirty } else { TaskState::Clean },
             meta,
-            piece_bytes: PIECE_BYTES,
+            piece_bytes: self.piece_bytes,
             crc32: self.dirty.then(|| crc32fast::hash(&zeros)),
             validated_at_ms: now_ms,
             replicas: 0,

@@ -12,7 +12,7 @@ use dfstore_proto::message::Scope;
 use dfstore_proto::object::WriteMode;
 
 use crate::choices::Choices;
-use crate::data::Payload;
+use crate::data::{PIECE, Payload};
 use crate::eventually;
 use crate::http::{Connection, Response};
 use crate::ledger::{Content, Ledger};
@@ -26,7 +26,7 @@ const REMOTE_OBJECTS: u64 = 6;
 /// Around a block and a buffer: most objects.
 const SMALL: [u64; 7] = [0, 1, 4095, 4096, 10_000, 70_000, 300_001];
 /// Around a piece.
-const LARGE: [u64; 4] = [(4 << 20) - 1, 4 << 20, (4 << 20) + 1, (5 << 20) + 77];
+const LARGE: [u64; 4] = [PIECE - 1, PIECE, PIECE + 1, PIECE + (1 << 20) + 77];
 /// Written to the bucket in parts.
 const IN_PARTS: u64 = (16 << 20) + 4097;
 

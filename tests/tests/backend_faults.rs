@@ -4,14 +4,13 @@ use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, Error, Result, ensure};
-use dfstore_tests::data::Payload;
+use dfstore_tests::data::{PIECE, Payload};
 use dfstore_tests::eventually;
 use dfstore_tests::faulty_backend::{Fault, Rule};
 use dfstore_tests::http::Connection;
 use dfstore_tests::scene::{ASYNC, BUCKET, EPHEMERAL, PATIENCE, SYNC, Scene, expect};
 use http::Method;
 
-const PIECE: u64 = 4 << 20;
 const TWO_PIECES: u64 = PIECE + 12_345;
 
 /// What goes wrong with the body of an object, and the status that a client gets.
@@ -25,8 +24,8 @@ fn faults() -> Vec<(&'static str, Fault, u16)> {
         ("empty", Fault::BodyBreaks(0), 504),
         ("broken", Fault::BodyBreaks(1_000_000), 504),
         ("short", Fault::BodyShort(1), 504),
-        ("wrong-range", Fault::ContentRange(format!("bytes 1-4194304/{TWO_PIECES}")), 504),
-        ("wrong-length", Fault::ContentRange("bytes 0-4194303/9999999".to_owned()), 503),
+        ("wrong-range", Fault::ContentRange(format!("bytes 1-2097152/{TWO_PIECES}")), 504),
+        ("wrong-length", Fault::ContentRange("bytes 0-2097151/9999999".to_owned()), 503),
         ("no-range", Fault::RangeIgnored, 503),
         ("other-version", Fault::Etag("\"other\"".to_owned()), 503),
     ]

@@ -10,13 +10,12 @@ use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use dfstore_tests::data::Payload;
+use dfstore_tests::data::{PIECE, Payload};
 use dfstore_tests::faulty_backend::{Fault, Rule};
 use dfstore_tests::http::{Connection, Response};
 use dfstore_tests::scene::{ASYNC, BUCKET, PATIENCE, SYNC, Scene, right, same};
 use http::Method;
 
-const PIECE: u64 = 4 << 20;
 const TWO_PIECES: u64 = PIECE + 12_345;
 /// Sent in parts.
 const MULTIPART: u64 = 5 * PIECE;
@@ -34,8 +33,8 @@ fn faults() -> Vec<(&'static str, Fault)> {
         ("broken", Fault::BodyBreaks(1000)),
         ("short", Fault::BodyShort(1)),
         ("long", Fault::BodyLong(7)),
-        ("wrong-range", Fault::ContentRange(format!("bytes 1-4194304/{TWO_PIECES}"))),
-        ("wrong-length", Fault::ContentRange("bytes 0-4194303/9999999".to_owned())),
+        ("wrong-range", Fault::ContentRange(format!("bytes 1-2097152/{TWO_PIECES}"))),
+        ("wrong-length", Fault::ContentRange("bytes 0-2097151/9999999".to_owned())),
         ("no-range", Fault::RangeIgnored),
         ("other-version", Fault::Etag("\"other\"".to_owned())),
         ("wrong-sum", Fault::Crc32("AAAAAA==".to_owned())),

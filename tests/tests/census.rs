@@ -5,11 +5,10 @@ use std::net::Shutdown;
 use std::thread;
 
 use anyhow::{Result, anyhow};
-use dfstore_tests::data::Payload;
+use dfstore_tests::data::{PIECE, Payload};
 use dfstore_tests::http::Connection;
 use dfstore_tests::scene::{ASYNC, BUCKET, EPHEMERAL, PATIENCE, SYNC, Scene};
 
-const PIECE: u64 = 4 << 20;
 /// Requests that are given up in the middle.
 const CANCELLED: u64 = 10_000;
 const THREADS: u64 = 16;

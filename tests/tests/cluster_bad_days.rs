@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use dfstore_tests::cluster::{BUCKET, Cluster, Node};
-use dfstore_tests::data::Payload;
+use dfstore_tests::data::{PIECE, Payload};
 use dfstore_tests::eventually;
 use dfstore_tests::faulty_backend::{Fault as BackendFault, Rule as BackendRule};
 use dfstore_tests::peer_proxy::{Fault, Rule};
@@ -14,7 +14,6 @@ use dfstore_tests::scene::{ASYNC, PATIENCE, same};
 use http::Method;
 use rustix::process::{Pid, Signal, kill_process};
 
-const PIECE: u64 = 4 << 20;
 const SEED: usize = 0;
 const ROGUE: usize = 1;
 const READER: usize = 2;

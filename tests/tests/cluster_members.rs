@@ -7,7 +7,7 @@ use anyhow::{Context, Result, ensure};
 use dfstore_proto::message::{Hello, NodeRole, Role, Route, Token};
 use dfstore_proto::preface::Versions;
 use dfstore_tests::cluster::{BUCKET, BackendKind, Cluster, Node, NodeOptions, Place, Ports, Wiring};
-use dfstore_tests::data::Payload;
+use dfstore_tests::data::{PIECE, Payload};
 use dfstore_tests::faulty_backend::FaultyBackend;
 use dfstore_tests::netns::{self, Network, Shape};
 use dfstore_tests::scene::{ASYNC, PATIENCE};
@@ -67,7 +67,7 @@ fn a_cluster_on_ipv6_reads_writes_and_shows_itself() -> Result<()> {
     let gossip = cluster.nodes().iter().filter_map(Node::gossip);
     let addresses: Vec<_> = cluster.own_addresses()?.into_iter().chain(gossip).collect();
     ensure!(addresses.iter().all(|address| address.ip() == loopback), "not all on ::1: {addresses:?}");
-    let (below, above) = (Payload::new(5, 9 << 20), Payload::new(6, (4 << 20) + 1));
+    let (below, above) = (Payload::new(5, 9 << 20), Payload::new(6, PIECE + 1));
     cluster.bucket.put("below", &below.bytes())?;
     cluster.read_at_once(&[SEED, PEER], "below", below)?;
     cluster[PEER].put("above", ASYNC, above)?;

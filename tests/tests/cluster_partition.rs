@@ -2,14 +2,13 @@
 
 use anyhow::{Result, ensure};
 use dfstore_tests::cluster::{BUCKET, Cluster, Islands, Node};
-use dfstore_tests::data::Payload;
+use dfstore_tests::data::{PIECE, Payload};
 use dfstore_tests::eventually;
 use dfstore_tests::faulty_backend::{Fault, Rule};
 use dfstore_tests::peer_proxy::Way;
 use dfstore_tests::scene::{ASYNC, PATIENCE, same};
 use http::Method;
 
-const PIECE: u64 = 4 << 20;
 const SEED: usize = 0;
 const ALONE: usize = 1;
 const OTHER: usize = 2;

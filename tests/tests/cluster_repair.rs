@@ -6,11 +6,10 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use dfstore_proto::message::NodeRole;
 use dfstore_tests::cluster::{Cluster, Node};
-use dfstore_tests::data::Payload;
+use dfstore_tests::data::{PIECE, Payload};
 use dfstore_tests::eventually;
 use dfstore_tests::scene::{ASYNC, EPHEMERAL, PATIENCE};
 
-const PIECE: u64 = 4 << 20;
 /// A seed has to be missed, then given up, then its copies made anew: each takes seconds, more on a busy machine.
 const REPAIR_PATIENCE: Duration = Duration::from_secs(90);
 /// The only peer; the seeds stand before it.

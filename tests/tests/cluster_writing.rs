@@ -6,14 +6,13 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, anyhow, ensure};
 use dfstore_tests::cluster::{BUCKET, Cluster, Node};
-use dfstore_tests::data::Payload;
+use dfstore_tests::data::{PIECE, Payload};
 use dfstore_tests::eventually;
 use dfstore_tests::faulty_backend::{Fault, Rule};
 use dfstore_tests::peer::Peer;
 use dfstore_tests::scene::{ASYNC, EPHEMERAL, PATIENCE, SYNC, same};
 use http::Method;
 
-const PIECE: u64 = 4 << 20;
 /// Far less than the 60 s for which copies are waited for.
 const AT_ONCE: Duration = Duration::from_secs(10);
 const ALL: [usize; 4] = [0, 1, 2, 3];

@@ -5,7 +5,7 @@ use std::thread;
 
 use anyhow::{Context, Result, ensure};
 use dfstore_tests::cli::dfstore;
-use dfstore_tests::data::Payload;
+use dfstore_tests::data::{PIECE, Payload};
 use dfstore_tests::dirs;
 use dfstore_tests::faulty_backend::{Fault, Rule};
 use dfstore_tests::http::Connection;
@@ -13,7 +13,6 @@ use dfstore_tests::loopfs::LoopFs;
 use dfstore_tests::scene::{ASYNC, BUCKET, EPHEMERAL, PATIENCE, SYNC, Scene, expect};
 use http::Method;
 
-const PIECE: u64 = 4 << 20;
 const TWO_PIECES: u64 = PIECE + 12_345;
 
 /// Every read is one of the disk.

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use dfstore_tests::choices::{Choices, rounds, seed};
-use dfstore_tests::data::Payload;
+use dfstore_tests::data::{PIECE, Payload};
 use dfstore_tests::faulty_backend::{Fault, Rule};
 use dfstore_tests::peer::{Peer, PeerSpec};
 use dfstore_tests::scene::{ASYNC, EPHEMERAL, SYNC, Scene, same};
@@ -21,7 +21,7 @@ const BLOCK: u64 = 4096;
 /// Bytes that records and pages may span.
 const FLIPS_MAX: u64 = 8;
 const START_TIMEOUT: Duration = Duration::from_secs(60);
-const LENGTHS: [u64; 6] = [1, 4096, 10_000, 70_001, (4 << 20) + 5, 300_000];
+const LENGTHS: [u64; 6] = [1, 4096, 10_000, 70_001, PIECE + 5, 300_000];
 
 /// An object and its mode.
 struct Object {

@@ -11,7 +11,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
 use dfstore_proto::object::WriteMode;
-use dfstore_tests::data::Payload;
+use dfstore_tests::data::{PIECE, Payload};
 use dfstore_tests::dirs;
 use dfstore_tests::faulty_backend::{Fault, Rule};
 use dfstore_tests::loopfs::LoopFs;
@@ -20,7 +20,6 @@ use dfstore_tests::scene::{ASYNC, BUCKET, EPHEMERAL, PATIENCE, SYNC, Scene, expe
 use http::Method;
 use tempfile::TempDir;
 
-const PIECE: u64 = 4 << 20;
 const TWO_PIECES: u64 = PIECE + 12_345;
 /// The files of the catalog.
 const CATALOG: [&str; 2] = ["catalog.redb", "catalog.journal"];

@@ -5,14 +5,14 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use dfstore_tests::bucket::Bucket;
-use dfstore_tests::data::Payload;
+use dfstore_tests::data::{PIECE, Payload};
 use dfstore_tests::http::{Connection, Response, multipart};
 use dfstore_tests::peer::Peer;
 use dfstore_tests::{eventually, seaweed};
 use serde_json::Value;
 
 /// One piece and a bit: two pieces.
-const TWO_PIECES: u64 = (4 << 20) + 12_345;
+const TWO_PIECES: u64 = PIECE + 12_345;
 
 fn start() -> Result<(Bucket, Peer)> {
     let bucket = seaweed::bucket()?;
@@ -236,8 +236,8 @@ fn ranges_are_partial_content() -> Result<()> {
     for key in ["remote", "local"] {
         for (range, first, end) in [
             ("bytes=0-0", 0, 0),
-            ("bytes=4194300-4194310", 4_194_300, 4_194_310),
-            ("bytes=4194304-", 4_194_304, last),
+            ("bytes=2097148-2097158", PIECE - 4, PIECE + 6),
+            ("bytes=2097152-", PIECE, last),
             ("bytes=-1", last, last),
             ("bytes=-99999999", 0, last),
             ("bytes=100-99999999", 100, last),
@@ -478,7 +478,7 @@ fn one_connection_carries_many_requests_for_all_shards() -> Result<()> {
     let (bucket, peer) = start()?;
     let mut connection = Connection::open(peer.address())?;
     // Among them bodies that fill a buffer exactly, of each size that buffers have.
-    let lengths = (0..20).map(|number| number * 300_000).chain([4096, 65_536, 524_288, 4 << 20]);
+    let lengths = (0..20).map(|number| number * 300_000).chain([4096, 65_536, 524_288, PIECE]);
     for (number, length) in lengths.enumerate() {
         let payload = Payload::new(number as u64, length);
         let target = path(&bucket, &format!("key-{number}"));

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use bytes::BytesMut;
+use dfstore_peer::limits::PIECE_BYTES;
 use dfstore_proto::error::{ErrorCode, ErrorReply};
 use dfstore_proto::frame::{FrameHeader, PieceHead, RequestId};
 use dfstore_proto::ids::ObjectName;
@@ -18,7 +19,7 @@ use dfstore_proto::message::{
 use dfstore_proto::object::{ObjectMeta, WriteMode};
 use dfstore_proto::preface::{self, Versions};
 use dfstore_proto::session::Event;
-use dfstore_tests::data::Payload;
+use dfstore_tests::data::{PIECE, Payload};
 use dfstore_tests::peer::Peer;
 use dfstore_tests::wire::{Arrival, Wire, hello};
 use dfstore_tests::{eventually, seaweed};
@@ -88,7 +89,8 @@ fn exchange(address: SocketAddr, bytes: &[u8]) -> Result<Vec<u8>> {
 
 /// The ERROR that ends what the peer sent, if it ends with one.
 fn last_error(mut bytes: &[u8]) -> Option<ErrorReply> {
-    let limits = dfstore_proto::frame::FrameLimits { control_bytes_max: CONTROL_BYTES_MAX, piece_bytes_max: 4 << 20 };
+    let limits =
+        dfstore_proto::frame::FrameLimits { control_bytes_max: CONTROL_BYTES_MAX, piece_bytes_max: PIECE_BYTES };
     let mut decoder = dfstore_proto::decoder::Decoder::new(limits);
     let mut last = None;
     while let Ok(Some(frame)) = decoder.push(&mut bytes) {
@@ -146,7 +148,7 @@ fn wrong_frames_end_their_session_with_a_reason() -> Result<()> {
     let cases: Vec<(&str, Vec<u8>)> = vec![
         ("a STAT of 4 GiB", header(0x10, 0, u32::MAX, b"")),
         ("a piece of 4 GiB", header(0x2F, 0, u32::MAX, b"")),
-        ("a piece longer than announced", header(0x2F, 0, (4 << 20) + 64 + 1, b"")),
+        ("a piece longer than announced", header(0x2F, 0, PIECE_BYTES + 64 + 1, b"")),
         ("a control frame one byte too long", header(0x10, 0, CONTROL_BYTES_MAX + 1, b"")),
         ("an empty piece", header(0x2F, 0, 64, &[0; 64])),
         ("a type of a cluster", header(0x40, 0, 0, b"")),
@@ -403,7 +405,7 @@ fn a_client_that_does_not_read_holds_little_and_harms_nobody() -> Result<()> {
     ensure!(read.status() == 200 && read.body.len() as u64 == payload.length, "{} {}", read.status(), read.body.len());
     assert_eq!(payload.first_difference(0, &read.body), None);
     let held = peer.metrics()?.sum("dfstore_arena_held_bytes", &[("holder", "serve")]);
-    ensure!(held <= 3.0 * 2.0 * f64::from(4 << 20), "{held} bytes are held for clients that do not read");
+    ensure!(held <= 3.0 * 2.0 * PIECE as f64, "{held} bytes are held for clients that do not read");
     let after = peer.process().rss_bytes()?;
     // The budget of tests is 128 MiB; sockets hold memory of the kernel, not of the process.
     ensure!(after < before + (128 << 20), "memory grew from {before} to {after}");

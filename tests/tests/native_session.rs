@@ -15,14 +15,13 @@ use dfstore_proto::message::{
 use dfstore_proto::object::{ObjectMeta, Source, WriteMode};
 use dfstore_proto::session::Event;
 use dfstore_tests::bucket::Bucket;
-use dfstore_tests::data::Payload;
+use dfstore_tests::data::{PIECE, Payload};
 use dfstore_tests::peer::Peer;
 use dfstore_tests::wire::{Arrival, Wire};
 use dfstore_tests::{eventually, seaweed};
 use rustix::process::Signal;
 
 const SOON: Duration = Duration::from_secs(20);
-const PIECE_BYTES: u64 = 4 << 20;
 
 fn start() -> Result<(Peer, Bucket)> {
     let bucket = seaweed::bucket()?;
@@ -83,14 +82,14 @@ fn assert_absent(wire: &mut Wire, target: &Target) -> Result<()> {
 
 /// Piece `number` of a payload, with its checksum.
 fn piece(payload: &Payload, number: u32) -> (Vec<u8>, u32) {
-    let start = u64::from(number) * PIECE_BYTES;
-    let bytes = payload.range(start..payload.length.min(start + PIECE_BYTES));
+    let start = u64::from(number) * PIECE;
+    let bytes = payload.range(start..payload.length.min(start + PIECE));
     let crc32 = crc32fast::hash(&bytes);
     (bytes, crc32)
 }
 
 fn piece_count(payload: &Payload) -> u32 {
-    u32::try_from(payload.length.div_ceil(PIECE_BYTES)).expect("a small payload")
+    u32::try_from(payload.length.div_ceil(PIECE)).expect("a small payload")
 }
 
 fn commit(ready: &PutReady, payload: &Payload) -> PutCommit {
@@ -119,7 +118,7 @@ fn receive(wire: &mut Wire, request: RequestId, payload: &Payload) -> Result<(u3
         match wire.next_arrival()?.context("closed within a READ")? {
             Arrival::Piece { request: of, head, bytes } if of == request => {
                 ensure!(crc32fast::hash(&bytes) == head.crc32, "piece {} does not match its checksum", head.number);
-                assert_eq!(head.offset, u64::from(head.number) * PIECE_BYTES);
+                assert_eq!(head.offset, u64::from(head.number) * PIECE);
                 assert_eq!(payload.first_difference(head.offset, &bytes), None, "piece {}", head.number);
                 pieces += 1;
                 wire.grant(1)?;
@@ -136,7 +135,7 @@ fn receive(wire: &mut Wire, request: RequestId, payload: &Payload) -> Result<(u3
 fn an_object_goes_up_and_comes_back_over_four_connections() -> Result<()> {
     let (peer, bucket) = start()?;
     let target = target(&bucket, "dir/four ways ü");
-    let payload = Payload::new(41, 10 * PIECE_BYTES + 4097);
+    let payload = Payload::new(41, 10 * PIECE + 4097);
     let mut wires: Vec<Wire> = (0..4).map(|_| connect(&peer, &target)).collect::<Result<_>>()?;
     let owner = target.task().owner(usize::from(wires[0].ack.shards));
     assert!(wires.iter().all(|wire| usize::from(wire.ack.shard) == owner), "connections follow their task");
@@ -184,7 +183,7 @@ fn an_object_goes_up_and_comes_back_over_four_connections() -> Result<()> {
 fn a_piece_with_a_wrong_checksum_is_refused_and_nothing_is_stored() -> Result<()> {
     let (peer, bucket) = start()?;
     let target = target(&bucket, "damaged");
-    let payload = Payload::new(42, 3 * PIECE_BYTES);
+    let payload = Payload::new(42, 3 * PIECE);
     let mut wire = connect(&peer, &target)?;
     let request = wire.request(begin(&target, WriteMode::AsyncWriteBack))?;
     let begun = ready(&mut wire, request)?;
@@ -218,7 +217,7 @@ fn a_piece_with_a_wrong_checksum_is_refused_and_nothing_is_stored() -> Result<()
 fn an_upload_that_is_not_whole_is_not_an_object() -> Result<()> {
     let (peer, bucket) = start()?;
     let target = target(&bucket, "holes");
-    let payload = Payload::new(43, 3 * PIECE_BYTES - 5);
+    let payload = Payload::new(43, 3 * PIECE - 5);
     let mut wire = connect(&peer, &target)?;
     // A piece is missing.
     let request = wire.request(begin(&target, WriteMode::Ephemeral))?;
@@ -253,7 +252,7 @@ fn an_upload_that_is_not_whole_is_not_an_object() -> Result<()> {
 fn closing_the_connection_gives_its_uploads_up() -> Result<()> {
     let (peer, bucket) = start()?;
     let target = target(&bucket, "left alone");
-    let payload = Payload::new(44, 2 * PIECE_BYTES);
+    let payload = Payload::new(44, 2 * PIECE);
     let mut founder = connect(&peer, &target)?;
     let mut helper = connect(&peer, &target)?;
     let request = founder.request(begin(&target, WriteMode::AsyncWriteBack))?;
@@ -264,8 +263,8 @@ fn closing_the_connection_gives_its_uploads_up() -> Result<()> {
     founder.piece(request, &begun, 0, (&bytes, crc32))?;
     // The line breaks within the second piece.
     let PutReady { task, generation, .. } = begun;
-    let length = u32::try_from(PIECE_BYTES)?;
-    let head = PieceHead { task, generation, offset: PIECE_BYTES, number: 1, length, crc32 };
+    let length = u32::try_from(PIECE)?;
+    let head = PieceHead { task, generation, offset: PIECE, number: 1, length, crc32 };
     founder.raw(&head.frame(request))?;
     founder.raw(&bytes[..bytes.len() / 2])?;
     drop(founder);
@@ -284,7 +283,7 @@ fn closing_the_connection_gives_its_uploads_up() -> Result<()> {
 fn a_cancelled_read_ends_and_the_connection_goes_on() -> Result<()> {
     let (peer, bucket) = start()?;
     let target = target(&bucket, "long");
-    let payload = Payload::new(45, 12 * PIECE_BYTES);
+    let payload = Payload::new(45, 12 * PIECE);
     let mut wire = Wire::open(peer.address(), Route::Task(target.task()), 2)?;
     put(&mut wire, &target, &payload, WriteMode::Ephemeral)?;
     let info = open(&mut wire, &target)?;
@@ -315,7 +314,7 @@ fn a_cancelled_read_ends_and_the_connection_goes_on() -> Result<()> {
 fn an_opened_version_stays_readable_while_newer_ones_come() -> Result<()> {
     let (peer, bucket) = start()?;
     let target = target(&bucket, "versions");
-    let (old, new) = (Payload::new(46, 3 * PIECE_BYTES), Payload::new(47, 3 * PIECE_BYTES));
+    let (old, new) = (Payload::new(46, 3 * PIECE), Payload::new(47, 3 * PIECE));
     let mut opener = connect(&peer, &target)?;
     let mut reader = connect(&peer, &target)?;
     put(&mut reader, &target, &old, WriteMode::Ephemeral)?;
@@ -436,7 +435,7 @@ fn small_objects_pass_by_the_hundred_over_one_connection() -> Result<()> {
 fn a_stopping_peer_finishes_what_is_in_flight_and_says_goodbye() -> Result<()> {
     let (mut peer, bucket) = start()?;
     let target = target(&bucket, "last one");
-    let payload = Payload::new(50, 2 * PIECE_BYTES);
+    let payload = Payload::new(50, 2 * PIECE);
     let mut wire = connect(&peer, &target)?;
     let mut idle = connect(&peer, &target)?;
     let request = wire.request(begin(&target, WriteMode::AsyncWriteBack))?;
@@ -472,7 +471,7 @@ fn a_stopping_peer_finishes_what_is_in_flight_and_says_goodbye() -> Result<()> {
     let request = wire.request(read(&target, &info, 0..2))?;
     let mut whole = WholeCrc::new();
     for (number, _) in [(0, ()), (1, ())] {
-        whole.append(piece(&payload, number).1, PIECE_BYTES);
+        whole.append(piece(&payload, number).1, PIECE);
     }
     assert_eq!(info.crc32, Some(whole.value()));
     assert_eq!(receive(&mut wire, request, &payload)?.0, 2);

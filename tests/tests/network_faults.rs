@@ -13,7 +13,7 @@ use dfstore_proto::object::WriteMode;
 use dfstore_tests::choices::is_long_run;
 use dfstore_tests::cli::dfstore;
 use dfstore_tests::cluster::Cluster;
-use dfstore_tests::data::Payload;
+use dfstore_tests::data::{PIECE, Payload};
 use dfstore_tests::dirs;
 use dfstore_tests::eventually;
 use dfstore_tests::http;
@@ -21,7 +21,6 @@ use dfstore_tests::native::{NativeClient, target};
 use dfstore_tests::peer_proxy::{PeerProxy, Way, WireFault, WireRule};
 use dfstore_tests::scene::{BUCKET, EPHEMERAL, PATIENCE, Scene, right, same};
 
-const PIECE: u64 = 4 << 20;
 /// A read of several frames each way.
 const READ: Payload = Payload { seed: 1, length: 2 * PIECE + 70_000 };
 /// One of so many pieces that readers in a cluster ask each other for it.

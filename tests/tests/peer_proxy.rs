@@ -6,6 +6,7 @@ use std::io::Read;
 use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
+use dfstore_peer::limits::PIECE_BYTES;
 use dfstore_proto::message::{Message, Open, Read as ReadPieces, Route};
 use dfstore_tests::data::Payload;
 use dfstore_tests::eventually;
@@ -15,7 +16,6 @@ use dfstore_tests::scene::{ASYNC, BUCKET, Scene};
 use dfstore_tests::wire::{Arrival, Wire};
 
 const KEY: &str = "a";
-const PIECE_BYTES: u32 = 4 << 20;
 const CREDITS: u32 = 8;
 /// Two pieces, the second one short.
 const PAYLOAD: Payload = Payload { seed: 1, length: PIECE_BYTES as u64 + 70_000 };
@@ -74,8 +74,8 @@ fn passes_everything_on_and_counts() {
 fn flips_the_byte_that_it_is_told() {
     let (proxy, _scene) = behind_proxy();
     proxy.set_rules([Rule::always(Fault::FlipByte(66_000)).times(2)]);
-    assert_eq!(pieces(&proxy), [(0, 4 << 20, Some(66_000)), (1, 70_000, Some(66_000))]);
-    assert_eq!(pieces(&proxy), [(0, 4 << 20, None), (1, 70_000, None)], "the rule is used up");
+    assert_eq!(pieces(&proxy), [(0, PIECE_BYTES as usize, Some(66_000)), (1, 70_000, Some(66_000))]);
+    assert_eq!(pieces(&proxy), [(0, PIECE_BYTES as usize, None), (1, 70_000, None)], "the rule is used up");
     assert_eq!((proxy.pieces(), proxy.spoiled()), (4, 2));
     proxy.set_rules([Rule::always(Fault::FlipByte(0)).after(1).times(1)]);
     let wrong = pieces(&proxy).into_iter().filter(|(_, _, wrong)| wrong.is_some()).count();
@@ -128,10 +128,10 @@ fn stops_one_way_and_goes_on() {
 #[test]
 fn delay_and_rate_slow_it_down() {
     let (proxy, _scene) = behind_proxy();
-    proxy.set_rate(Some(8 << 20));
+    proxy.set_rate(Some(4 << 20));
     let started = Instant::now();
     assert_eq!(pieces(&proxy).len(), 2);
-    assert!(started.elapsed() > Duration::from_millis(400), "4 MiB at 8 MiB/s took {:?}", started.elapsed());
+    assert!(started.elapsed() > Duration::from_millis(400), "2 MiB at 4 MiB/s took {:?}", started.elapsed());
     proxy.set_rate(None);
     proxy.set_delay(Duration::from_millis(100));
     let started = Instant::now();

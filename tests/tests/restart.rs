@@ -1,9 +1,11 @@
 //! What a peer still has after it was stopped and started, also with another number of shards.
 
+use std::path::Path;
+
 use anyhow::{Context, Result};
 use dfstore_tests::cli::dfstore;
-use dfstore_tests::data::Payload;
-use dfstore_tests::data_folder::Zeros;
+use dfstore_tests::data::{PIECE, Payload};
+use dfstore_tests::data_folder::{BLOCK, Zeros};
 use dfstore_tests::dirs;
 use dfstore_tests::eventually;
 use dfstore_tests::faulty_backend::{Fault, Rule, Seen};
@@ -14,7 +16,6 @@ use dfstore_tests::scene::{ASYNC, BUCKET, EPHEMERAL, PATIENCE, SYNC, Scene, expe
 use http::Method;
 use rustix::process::Signal;
 
-const PIECE: u64 = 4 << 20;
 const TWO_PIECES: u64 = PIECE + 99;
 
 fn small(number: u64) -> Payload {
@@ -92,13 +93,9 @@ fn another_number_of_shards_keeps_everything() -> Result<()> {
 fn a_hundred_thousand_pieces_are_ready_at_once() -> Result<()> {
     let folder = dirs::temporary("zeros")?;
     // What it holds after a hundred thousand small reads.
-    let zeros = Zeros { bucket: BUCKET, objects: 100, pieces: 1000, dirty: false };
+    let zeros = Zeros { bucket: BUCKET, objects: 100, pieces: 1000, piece_bytes: BLOCK, dirty: false };
     zeros.fill(folder.path(), 1 << 30)?;
-    let mut scene = Scene::start_with(|spec| {
-        spec.data_path = Some(folder.path().to_path_buf());
-        spec.capacity = "1GiB".to_owned();
-        spec.object_storage = "freshness: immutable".to_owned();
-    })?;
+    let mut scene = start_in(folder.path())?;
     let log = scene.peer.process().log();
     let elapsed_ms = log.split("elapsed_ms=").nth(1).and_then(|rest| rest.split_whitespace().next()?.parse().ok());
     let elapsed_ms: u64 = elapsed_ms.context("the log says how long the start took")?;
@@ -115,6 +112,42 @@ fn a_hundred_thousand_pieces_are_ready_at_once() -> Result<()> {
     }
     assert_eq!(scene.backend.requests(), 0);
     scene.rests()
+}
+
+#[test]
+fn what_an_earlier_version_kept_in_larger_pieces_is_fetched_again() -> Result<()> {
+    let (folder, zeros) = (dirs::temporary("larger")?, Zeros { dirty: false, ..LARGER });
+    zeros.fill(folder.path(), 1 << 30)?;
+    let scene = start_in(folder.path())?;
+    let payload = Payload::new(61, zeros.length());
+    scene.place(&Zeros::key(1), payload)?;
+    assert_eq!(scene.read(&Zeros::key(1), payload)?, "backend");
+    expect(&scene.get(&Zeros::key(2))?, 404);
+    scene.rests()
+}
+
+#[test]
+fn what_only_an_earlier_version_can_read_is_not_given_up() -> Result<()> {
+    let (folder, zeros) = (dirs::temporary("larger")?, Zeros { dirty: true, ..LARGER });
+    zeros.fill(folder.path(), 1 << 30)?;
+    for _ in 0..2 {
+        let refused = start_in(folder.path()).err().context("it starts")?;
+        let text = format!("{refused:#}");
+        assert!(text.contains("3 objects that are not in the bucket lie here in pieces of more than"), "{text}");
+    }
+    Ok(())
+}
+
+/// As versions before this one made them.
+const LARGER: Zeros = Zeros { bucket: BUCKET, objects: 3, pieces: 2, piece_bytes: 4 << 20, dirty: true };
+
+/// A peer whose cached objects are fresh without end.
+fn start_in(folder: &Path) -> Result<Scene> {
+    Scene::start_with(|spec| {
+        spec.data_path = Some(folder.to_path_buf());
+        spec.capacity = "1GiB".to_owned();
+        spec.object_storage = "freshness: immutable".to_owned();
+    })
 }
 
 /// Bytes of pieces, once the housekeeping of every shard has counted them.

@@ -3,8 +3,8 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
-use dfstore_tests::cluster::{BUCKET, Cluster};
-use dfstore_tests::data::Payload;
+use dfstore_tests::cluster::{BUCKET, Cluster, Node};
+use dfstore_tests::data::{PIECE, Payload};
 use dfstore_tests::eventually;
 use dfstore_tests::faulty_backend::{Fault, Rule};
 use dfstore_tests::peer::Peer;
@@ -12,7 +12,6 @@ use dfstore_tests::scene::{ASYNC, EPHEMERAL, PATIENCE, SYNC, Scene, expect};
 use http::Method;
 use serde_json::Value;
 
-const PIECE: u64 = 4 << 20;
 const TWO_PIECES: u64 = PIECE + 12_345;
 /// Fast enough for a test, unless its speed is what is tested.
 const FAST: &str = "1GiB";
@@ -69,13 +68,13 @@ fn a_scrub_finds_damage_before_anybody_reads_it() -> Result<()> {
 fn a_scrub_goes_no_faster_than_told() -> Result<()> {
     let scene = Scene::start_with(|spec| {
         spec.shards = "1".to_owned();
-        spec.storage = "scrubRate: 8MiB".to_owned();
+        spec.storage = "scrubRate: 4MiB".to_owned();
     })?;
     scene.put("object", EPHEMERAL, Payload::new(4, 4 * PIECE))?;
     let began = Instant::now();
     let (found, _) = scrub(&scene.peer)?;
     assert_eq!(counts(&found), [4, 0, 0, 0]);
-    ensure!(began.elapsed() >= Duration::from_secs(2), "16 MiB at 8 MiB/s took {:?}", began.elapsed());
+    ensure!(began.elapsed() >= Duration::from_secs(2), "8 MiB at 4 MiB/s took {:?}", began.elapsed());
     scene.rests()
 }
 
@@ -102,8 +101,12 @@ fn so_it_is_at_the_peer_that_wrote_the_object() -> Result<()> {
 fn mended_from_a_replica(index: usize) -> Result<()> {
     let cluster = Cluster::builder().seeds(2).peers(1).start()?;
     let payload = Payload::new(6, TWO_PIECES);
-    cluster.faulty()?.set_rules([Rule::on(Method::PUT, Fault::internal_error())]);
+    cluster.faulty()?.set_rules([Rule::on(Method::PUT, Fault::access_denied())]);
     cluster.nodes()[2].put_with_ack("object", ASYNC, payload, "peers:3")?;
+    // No write-back reads it from now on, and finds the damage first.
+    let dead = |node: &Node| node.peer().metrics().ok()?.sum("dfstore_writeback_dead_letters", &[]).into();
+    let is_dead = || (cluster.nodes()[..2].iter().filter_map(dead).sum::<f64>() > 0.0).then_some(());
+    eventually("the write is a dead letter", PATIENCE, is_dead)?;
     let damaged = &cluster.nodes()[index];
     damaged.peer().flip_on_disk(payload, 100)?;
     let (found, code) = scrub(damaged.peer())?;
@@ -114,6 +117,7 @@ fn mended_from_a_replica(index: usize) -> Result<()> {
     };
     eventually("the piece is there again", PATIENCE, mended)?;
     cluster.faulty()?.set_rules([]);
+    damaged.peer().dfstore(&["writeback", "retry", &format!("dfs://{BUCKET}/object")])?.success()?;
     let backend = cluster.faulty()?;
     let arrived = || backend.stored(BUCKET, "object").filter(|bytes| dfstore_tests::scene::same(bytes, payload));
     eventually("the bucket has it", PATIENCE, arrived).map(drop)

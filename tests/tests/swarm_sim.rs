@@ -36,11 +36,11 @@ fn assert_asked_once(outcome: &Outcome) {
 #[test]
 fn eight_peers_come_close_to_the_bound_and_the_home_sends_one_copy() {
     for seed in 1..=4 {
-        let setup = swarm(8, 64, seed);
+        let setup = swarm(8, 128, seed);
         let outcome = setup.run();
         assert_asked_once(&outcome);
         let (slowest, copies) = (slowest(&setup, &outcome), copies_by_home(&setup, &outcome));
-        assert!(slowest < 1.25, "seed {seed}: {slowest:.3} of the bound");
+        assert!(slowest < 1.15, "seed {seed}: {slowest:.3} of the bound");
         assert!(copies < 1.05, "seed {seed}: the home sent {copies:.3} copies");
         let most = *outcome.sent.iter().max().expect("peers") as f64 / object_bytes(&setup);
         assert!(most < 1.3, "seed {seed}: one peer sent {most:.3} copies");
@@ -49,7 +49,7 @@ fn eight_peers_come_close_to_the_bound_and_the_home_sends_one_copy() {
 
 #[test]
 fn one_peer_alone_is_as_fast_as_the_home() {
-    let setup = swarm(1, 64, 1);
+    let setup = swarm(1, 128, 1);
     let outcome = setup.run();
     assert!(slowest(&setup, &outcome) < 1.03, "{:?}", outcome.took);
     assert_asked_once(&outcome);
@@ -59,15 +59,15 @@ fn one_peer_alone_is_as_fast_as_the_home() {
 fn a_fast_home_is_used_by_one_peer_alone() {
     // 10 Gbit/s on both sides: the plan must not be what limits it.
     let rate = 1_250_000_000;
-    let mut setup = Setup::new(256, rate, vec![PeerSetup::good(rate)]);
+    let mut setup = Setup::new(512, rate, vec![PeerSetup::good(rate)]);
     (setup.backend, setup.latency) = (10 * rate, Duration::from_micros(50));
     let outcome = setup.run();
-    assert!(slowest(&setup, &outcome) < 1.3, "{:?} of {:?}", outcome.took, setup.bound());
+    assert!(slowest(&setup, &outcome) < 1.35, "{:?} of {:?}", outcome.took, setup.bound());
 }
 
 #[test]
 fn a_home_that_is_faster_than_its_peers_gives_more() {
-    let mut setup = swarm(8, 32, 1);
+    let mut setup = swarm(8, 64, 1);
     setup.home.up = 8 * RATE;
     let outcome = setup.run();
     assert_asked_once(&outcome);
@@ -79,7 +79,7 @@ fn a_home_that_is_faster_than_its_peers_gives_more() {
 
 #[test]
 fn a_hundred_peers_stay_near_the_bound_with_one_copy_from_the_home() {
-    let setup = Setup { chunks: 4, ..swarm(100, 48, 2) };
+    let setup = Setup { chunks: 2, ..swarm(100, 96, 2) };
     let outcome = setup.run();
     assert_asked_once(&outcome);
     let (slowest, copies) = (slowest(&setup, &outcome), copies_by_home(&setup, &outcome));
@@ -91,7 +91,7 @@ fn a_hundred_peers_stay_near_the_bound_with_one_copy_from_the_home() {
 
 #[test]
 fn a_thousand_peers_that_join_leave_and_lag_all_finish() {
-    let mut setup = Setup { chunks: 4, ..swarm(1000, 24, 3) };
+    let mut setup = Setup { chunks: 2, ..swarm(1000, 48, 3) };
     let spread = setup.bound();
     for (number, peer) in setup.peers.iter_mut().enumerate() {
         if number % 2 == 1 {
@@ -108,12 +108,12 @@ fn a_thousand_peers_that_join_leave_and_lag_all_finish() {
     let slowest = slowest(&setup, &outcome);
     assert!(slowest < 3.5, "{slowest:.3} of the bound");
     let copies = copies_by_home(&setup, &outcome);
-    assert!(copies < 2.0, "the home sent {copies:.3} copies");
+    assert!(copies < 2.5, "the home sent {copies:.3} copies");
 }
 
 /// Eight peers, of which the first does not do as it should.
 fn with_one(behaviour: Behaviour) -> (Setup, Outcome) {
-    let mut setup = swarm(8, 32, 4);
+    let mut setup = swarm(8, 64, 4);
     setup.peers[0].behaviour = behaviour;
     let outcome = setup.run();
     assert_asked_once(&outcome);
@@ -145,7 +145,7 @@ fn a_parent_that_lost_its_pieces_stops_nobody() {
 
 #[test]
 fn nobody_is_stopped_when_half_of_all_leave_at_once() {
-    let mut setup = swarm(16, 32, 5);
+    let mut setup = swarm(16, 64, 5);
     let half = setup.bound() / 2;
     for peer in setup.peers.iter_mut().step_by(2) {
         peer.leaves = Some(half);
@@ -157,7 +157,7 @@ fn nobody_is_stopped_when_half_of_all_leave_at_once() {
 
 /// A peer that joins a swarm under way, and whose client takes a piece each such time.
 fn paced(piece_time: Duration) -> (Setup, Outcome) {
-    let mut setup = swarm(8, 64, 6);
+    let mut setup = swarm(8, 128, 6);
     setup.peers[7].joins = Duration::from_secs(3);
     setup.peers[7].reading = Reading::Paced(piece_time);
     let outcome = setup.run();
@@ -167,22 +167,22 @@ fn paced(piece_time: Duration) -> (Setup, Outcome) {
 
 #[test]
 fn a_reader_that_needs_all_its_link_gives_is_not_starved() {
-    // A piece takes 168 ms of the whole link.
-    let (_, outcome) = paced(Duration::from_millis(170));
+    // A piece takes 84 ms of the whole link.
+    let (_, outcome) = paced(Duration::from_millis(85));
     let longest = outcome.longest_wait[7];
     assert!(longest < Duration::from_millis(2000), "the reader waited {longest:?} for a piece");
 }
 
 #[test]
 fn a_reader_that_needs_half_its_link_hardly_waits() {
-    let (_, outcome) = paced(Duration::from_millis(336));
+    let (_, outcome) = paced(Duration::from_millis(168));
     let longest = outcome.longest_wait[7];
     assert!(longest < Duration::from_millis(1000), "the reader waited {longest:?} for a piece");
 }
 
 #[test]
 fn a_late_peer_gets_a_whole_object_from_the_others_without_the_home() {
-    let mut setup = swarm(8, 32, 7);
+    let mut setup = swarm(8, 64, 7);
     setup.peers[7].joins = setup.bound() * 3;
     let outcome = setup.run();
     let copies = copies_by_home(&setup, &outcome);
@@ -193,16 +193,16 @@ fn a_late_peer_gets_a_whole_object_from_the_others_without_the_home() {
 
 #[test]
 fn the_same_seed_gives_the_same_run() {
-    let run = || swarm(12, 16, 8).run();
+    let run = || swarm(12, 32, 8).run();
     let (first, second) = (run(), run());
     assert_eq!(first.took, second.took);
     assert_eq!((first.tracks, first.sent), (second.tracks, second.sent));
-    assert_ne!(first.took, swarm(12, 16, 9).run().took, "the seed does not matter");
+    assert_ne!(first.took, swarm(12, 32, 9).run().took, "the seed does not matter");
 }
 
 #[test]
 fn a_slow_home_is_not_made_slower_by_many_open_orders() {
-    let mut setup = swarm(8, 16, 10);
+    let mut setup = swarm(8, 32, 10);
     setup.home.up = RATE / 8;
     let outcome = setup.run();
     assert_asked_once(&outcome);

@@ -5,7 +5,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
-use dfstore_tests::data::Payload;
+use dfstore_tests::data::{PIECE, Payload};
 use dfstore_tests::eventually;
 use dfstore_tests::faulty_backend::{Fault, Rule};
 use dfstore_tests::http::{Connection, multipart};
@@ -14,7 +14,6 @@ use dfstore_tests::samples::Samples;
 use dfstore_tests::scene::{ASYNC, BUCKET, EPHEMERAL, PATIENCE, SYNC, Scene, expect, same};
 use http::Method;
 
-const PIECE: u64 = 4 << 20;
 /// More than one piece, less than a multipart upload.
 const TWO_PIECES: u64 = PIECE + 54_321;
 /// Three parts of a multipart upload: 16, 16 and 8 MiB.
@@ -298,7 +297,7 @@ fn an_object_replaced_by_others_right_after_its_write_back_is_seen() -> Result<(
 
 #[test]
 fn a_write_is_seen_only_when_it_is_complete() -> Result<()> {
-    let scene = Scene::start_with(|spec| spec.environment = dirty_limit("8MiB"))?;
+    let scene = Scene::start_with(|spec| spec.environment = dirty_limit("4MiB"))?;
     let (old, new) = (Payload::new(40, 1000), Payload::new(41, TWO_PIECES));
     scene.put("partial", EPHEMERAL, old)?;
     for _ in 0..4 {
@@ -321,7 +320,7 @@ fn dirty_limit(limit: &str) -> Vec<(String, String)> {
 
 #[test]
 fn writes_beyond_the_dirty_limit_wait_and_then_get_503_while_reads_go_on() -> Result<()> {
-    let scene = Scene::start_with(|spec| spec.environment = dirty_limit("8MiB"))?;
+    let scene = Scene::start_with(|spec| spec.environment = dirty_limit("4MiB"))?;
     let (cached, piece) = (Payload::new(42, TWO_PIECES), Payload::new(43, PIECE));
     scene.put("cached", SYNC, cached)?;
     scene.backend.set_down(true);
@@ -344,7 +343,7 @@ fn writes_beyond_the_dirty_limit_wait_and_then_get_503_while_reads_go_on() -> Re
 
 #[test]
 fn a_write_beyond_the_dirty_limit_is_let_in_when_there_is_room() -> Result<()> {
-    let scene = Scene::start_with(|spec| spec.environment = dirty_limit("8MiB"))?;
+    let scene = Scene::start_with(|spec| spec.environment = dirty_limit("4MiB"))?;
     let piece = Payload::new(43, PIECE);
     scene.backend.set_rules([Rule::on(Method::PUT, Fault::Hold)]);
     scene.put("first", ASYNC, piece)?;

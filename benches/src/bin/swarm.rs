@@ -22,6 +22,8 @@ use dfstore_tests::peer::Peer;
 use dfstore_tests::process::watch_over_this_program;
 use dfstore_tests::{dirs, until};
 
+/// The first run, in which connections are opened, piece files made and memory touched for the first time.
+const WARM_UP: u32 = 0;
 /// A run that takes this many times the bound has failed.
 const PATIENCE_FACTOR: u32 = 10;
 const PATIENCE_MIN: Duration = Duration::from_secs(60);
@@ -44,7 +46,7 @@ struct Arguments {
     /// Link of the backend while peers read, in Mbit/s: not the bottleneck.
     #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u64).range(1..=100_000))]
     backend_mbit: u64,
-    /// Runs, each with a new object.
+    /// Runs after one warm-up, each with a new object.
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=100))]
     runs: u32,
     /// Leave the star out.
@@ -139,7 +141,7 @@ fn run(arguments: Arguments) -> Result<()> {
         "{peers} peers and a seed at {link_mbit} Mbit/s each, backend at {backend_mbit} Mbit/s, queues of {queue_ms} ms, \
          {object_mib} MiB"
     );
-    for number in 1..=arguments.runs {
+    for number in WARM_UP..=arguments.runs {
         swarm(&lab, arguments, number)?;
     }
     if !arguments.no_star {
@@ -156,8 +158,9 @@ fn swarm(lab: &Lab, arguments: Arguments, number: u32) -> Result<()> {
     let before = lab.backend.sent_bytes()?;
     let times = read_at_once(&lab.at_peers(&key), length, patience(bound))?;
     let sent = lab.backend.sent_bytes()? - before;
-    println!("swarm {number}: out of the backend {:.3} of the object", sent as f64 / length as f64);
-    print_times(&format!("swarm {number}"), times, bound);
+    let name = if number == WARM_UP { "warm-up".to_owned() } else { format!("swarm {number}") };
+    println!("{name}: out of the backend {:.3} of the object", sent as f64 / length as f64);
+    print_times(&name, times, bound);
     Ok(())
 }
 
@@ -165,7 +168,7 @@ fn star(lab: &Lab, arguments: Arguments) -> Result<()> {
     let length = arguments.object_mib << 20;
     lab.backend.shape(arguments.link(arguments.link_mbit))?;
     let bound = star_bound(length, arguments.peers.into(), arguments.link_mbit * 1_000_000);
-    let times = read_at_once(&lab.at_backend(&key(1)), length, patience(bound))?;
+    let times = read_at_once(&lab.at_backend(&key(WARM_UP)), length, patience(bound))?;
     print_times("star", times, bound);
     Ok(())
 }

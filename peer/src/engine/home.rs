@@ -22,7 +22,7 @@ use crate::engine::error::ObjectError;
 use crate::engine::locate::source_at_home;
 use crate::engine::numbers::is_own_etag;
 use crate::engine::owner::Owner;
-use crate::engine::request::Target;
+use crate::engine::request::{Target, takes_pieces};
 use crate::engine::task::Task;
 use crate::engine::version::Version;
 use crate::limits::{HOME_AHEAD_PIECES, HOMES_ASKED_MAX, REPLICAS_WAIT, SETTLE_AGAIN};
@@ -212,6 +212,9 @@ impl Owner {
     pub async fn learn(self: &Rc<Self>, task: &Rc<Task>, record: &VersionRecord) -> Result<Verdict, ObjectError> {
         if record.kind == Published::Dirty && self.is_overtaken(task, record.generation).await {
             return Ok(Verdict::Superseded);
+        }
+        if !takes_pieces(record.meta.length, record.piece_bytes) {
+            return Err(ObjectError::InvalidArgument(format!("pieces of {} bytes are not taken", record.piece_bytes)));
         }
         let _commit = task.commit_lock.lock().await;
         if let Some(version) = task.current() {

@@ -12,6 +12,7 @@ use dfstore_proto::object::Source;
 use crate::catalog::TaskState;
 use crate::engine::error::ObjectError;
 use crate::engine::owner::Owner;
+use crate::engine::request::takes_pieces;
 use crate::engine::task::Task;
 use crate::engine::version::{Afar, Version};
 use crate::rt::time::unix_ms;
@@ -44,6 +45,10 @@ impl Owner {
     async fn adopt(self: &Rc<Self>, task: &Rc<Task>, epoch: u64, info: VersionInfo) -> Result<bool, ObjectError> {
         if task.epoch.get() != epoch {
             return Ok(false);
+        }
+        if !takes_pieces(info.meta.length, info.piece_bytes) {
+            let why = format!("its home has it in pieces of {} bytes, which are not taken here", info.piece_bytes);
+            return Err(ObjectError::PeerUnavailable(why));
         }
         let commit = task.commit_lock.lock().await;
         if task.epoch.get() != epoch {

@@ -59,7 +59,7 @@ pub use error::ObjectError;
 pub use list::PendingList;
 pub use reader::{Chunk, PeerPiece, PieceStream, Reader};
 pub use space::Evictions;
-pub use start::{Inventory, ShardInventory, TaskInventory};
+pub use start::{Inventory, LargerPieces, ShardInventory, TaskInventory};
 pub use upload::Upload;
 
 use std::rc::Rc;

@@ -6,6 +6,8 @@ use dfstore_proto::ids::{ObjectName, TaskId};
 use dfstore_proto::message::{self, SteerOrder, VersionInfo, VersionState};
 use dfstore_proto::object::{ObjectMeta, Source, WriteMode};
 
+use crate::limits::PIECE_BYTES;
+
 /// An object as a request names it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Target {
@@ -93,6 +95,11 @@ impl From<Standing> for VersionState {
 /// Number of pieces of an object of `length` bytes.
 pub fn piece_count(length: u64, piece_bytes: u32) -> u32 {
     u32::try_from(length.div_ceil(u64::from(piece_bytes))).expect("objects are at most OBJECT_BYTES_MAX")
+}
+
+/// Whether the pieces of such a version fit this peer's buffers.
+pub fn takes_pieces(length: u64, piece_bytes: u32) -> bool {
+    length.min(piece_bytes.into()) <= PIECE_BYTES.into()
 }
 
 /// Bytes of piece `number` of an object of `length` bytes.

@@ -21,12 +21,12 @@ use crate::engine::Engine;
 use crate::engine::cluster::Cluster;
 use crate::engine::context::Context;
 use crate::engine::owner::Owner;
-use crate::engine::request::Target;
+use crate::engine::request::{Target, takes_pieces};
 use crate::engine::scrub::Scrubber;
 use crate::engine::task::Task;
 use crate::engine::version::{StoredPiece, Version};
 use crate::engine::writeback::{Queue, Strays, new_record};
-use crate::limits::HOUSEKEEPING_PERIOD;
+use crate::limits::{HOUSEKEEPING_PERIOD, PIECE_BYTES};
 use crate::metrics::{CacheSize, WorkHeld, WriteBackState};
 use crate::rt::permits::Permits;
 use crate::rt::time::sleep;
@@ -62,8 +62,8 @@ pub struct Inventory {
 
 impl Inventory {
     /// Deals out what was loaded, and claims the space of every good piece.
-    pub fn new(loaded: Loaded, seed: &StoreSeed, shards: usize) -> Inventory {
-        let mut cleanup = Vec::new();
+    pub fn new(mut loaded: Loaded, seed: &StoreSeed, shards: usize) -> Result<Inventory, LargerPieces> {
+        let mut cleanup = forget_larger_pieces(&mut loaded)?;
         let current: HashMap<TaskId, (u64, bool)> = loaded
             .tasks
             .iter()
@@ -90,8 +90,40 @@ impl Inventory {
             dealt[task.owner(shards)].uploads.push((task, number, record));
         }
         cleanup.extend(writebacks.into_keys().map(|task| Change::RemoveWriteBack { task }));
-        Inventory { shards: dealt, cleanup }
+        Ok(Inventory { shards: dealt, cleanup })
     }
+}
+
+/// Objects of which no other copy is known lie here in pieces that this program cannot read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "{objects} objects that are not in the bucket lie here in pieces of more than {PIECE_BYTES} bytes, as an earlier \
+     version made them. Start that version again, wait for its writes (dfstore writeback wait) and delete or move \
+     its ephemeral objects; then start this one"
+)]
+pub struct LargerPieces {
+    /// How many.
+    pub objects: usize,
+}
+
+/// Takes out what an earlier version kept of the bucket in larger pieces; the bucket is asked again. Refuses when something
+/// would be lost by it.
+fn forget_larger_pieces(loaded: &mut Loaded) -> Result<Vec<Change>, LargerPieces> {
+    let is_taken = |record: &TaskRecord| takes_pieces(record.meta.length, record.piece_bytes);
+    let larger = || loaded.tasks.iter().filter(|(_, record)| !is_taken(record));
+    match larger().filter(|(_, record)| record.state != TaskState::Clean).count() {
+        0 => {}
+        objects => return Err(LargerPieces { objects }),
+    }
+    let cleanup: Vec<Change> = larger().map(|(task, _)| Change::RemoveTask { task: *task }).collect();
+    if !cleanup.is_empty() {
+        tracing::warn!(
+            objects = cleanup.len(),
+            "objects in larger pieces, of an earlier version, are forgotten: the bucket has them"
+        );
+    }
+    loaded.tasks.retain(|(_, record)| is_taken(record));
+    Ok(cleanup)
 }
 
 /// Claims the space of the pieces.

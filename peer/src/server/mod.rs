@@ -22,7 +22,7 @@ use crate::background::{Background, BackgroundError};
 use crate::catalog::{Catalog, CatalogError, Loaded};
 use crate::config::{Config, StoreOptions};
 use crate::engine::call::ShardMessage;
-use crate::engine::{Context, DirtyBudget, Inventory, RepairPlan, ScrubPlan};
+use crate::engine::{Context, DirtyBudget, Inventory, LargerPieces, RepairPlan, ScrubPlan};
 use crate::limits::{DRAIN_TIMEOUT, END_TIMEOUT, SHARD_MAILBOX};
 use crate::logging::Redactions;
 use crate::membership::Members;
@@ -61,6 +61,9 @@ pub enum StartError {
     /// The piece files.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// What the catalog holds.
+    #[error(transparent)]
+    Pieces(#[from] LargerPieces),
     /// The bulk reader.
     #[error(transparent)]
     Background(#[from] BackgroundError),
@@ -123,7 +126,7 @@ pub fn run(config: Config, metrics: Metrics, redactions: Redactions) -> Result<(
     let (senders, receivers): (Vec<_>, Vec<_>) = mailboxes.into_iter().unzip();
     let joining = Joining { api, doors: doors.as_ref(), shards: &senders, redactions };
     let (resources, loaded, part) = open_resources(&config, &metrics, &health, Some(joining))?;
-    let inventory = Inventory::new(loaded, &resources.seed, config.shards);
+    let inventory = Inventory::new(loaded, &resources.seed, config.shards)?;
     let context = Context {
         arena,
         catalog: resources.catalog.handle(),

@@ -73,7 +73,7 @@ impl Served {
         let [api, peer, manager] = doors.each_ref().map(|(_, listener)| listener.local_addr().expect("bound"));
         let (sender, receiver) = mailbox(SHARD_MAILBOX);
         let (drained, _) = mailbox(1);
-        let inventory = Inventory::new(loaded, &resources.seed, 1);
+        let inventory = Inventory::new(loaded, &resources.seed, 1).expect("pieces of this size");
         let context = Context {
             arena: Arena::new(128 << 20).expect("mapped"),
             catalog: resources.catalog.handle(),

@@ -8,12 +8,12 @@ use dfstore_proto::object::PieceRun;
 
 use super::*;
 use crate::limits::{
-    SWARM_AVOID_SILENT, SWARM_AVOID_WRONG, SWARM_BUSY_PAUSE, SWARM_DIRECT_PIECES_MAX, SWARM_NODE_SILENCE_MAX,
-    SWARM_ORDERS_MAX, SWARM_READERS_MAX, SWARM_REPORT_MIN, SWARM_SILENCE_MAX, SWARM_STAGNANT, SWARM_SUGGESTED_MIN,
-    SWARM_URGENT_HELD_PATIENCE, SWARM_URGENT_PATIENCE, SWARM_WINDOW_PIECES,
+    PIECE_BYTES, SWARM_AVOID_SILENT, SWARM_AVOID_WRONG, SWARM_BUSY_PAUSE, SWARM_DIRECT_PIECES_MAX, SWARM_JUDGE_AFTER,
+    SWARM_NODE_SILENCE_MAX, SWARM_ORDERS_MAX, SWARM_READERS_MAX, SWARM_REPORT_MIN, SWARM_SILENCE_MAX, SWARM_STAGNANT,
+    SWARM_SUGGESTED_MIN, SWARM_URGENT_HELD_PATIENCE, SWARM_URGENT_PATIENCE, SWARM_WINDOW_PIECES,
 };
 
-const PIECE: u64 = 4 << 20;
+const PIECE: u64 = PIECE_BYTES as u64;
 
 fn at(milliseconds: u64) -> Duration {
     Duration::from_millis(milliseconds)
@@ -202,6 +202,26 @@ fn a_silent_parent_is_given_up_and_its_piece_ordered_elsewhere() {
     planner.failed(first.piece, &first.from, Failure::Unreachable, later);
     assert_eq!((planner.avoided(), planner.in_flight()), (1, 1));
     assert!(SWARM_AVOID_SILENT < SWARM_AVOID_WRONG);
+}
+
+#[test]
+fn a_silent_parent_is_noticed_also_when_others_are_quicker_than_the_patience_with_it() {
+    let (silent, other) = (holder("silent", &[(0, 1)]), holder("other", &[(1, 62)]));
+    let mut planner = planner(64, answer(vec![silent, other], vec![2; 64], Vec::new()));
+    let orders = planner.plan(at(0), 8);
+    assert!(orders.contains(&Order { piece: 0, from: parent("silent") }), "{orders:?}");
+    for order in orders.iter().filter(|order| order.piece != 0) {
+        planner.done(order.piece, &order.from, PIECE, at(100));
+    }
+    planner.done(0, &Source::Home, PIECE, at(900));
+    assert_eq!(planner.clone().overdue(at(900)), [(0, parent("silent"))]);
+    let noticed = |now| {
+        let mut planner = planner.clone();
+        planner.overdue(now);
+        planner.avoided()
+    };
+    assert!(SWARM_JUDGE_AFTER < SWARM_SILENCE_MAX);
+    assert_eq!((noticed(SWARM_JUDGE_AFTER - at(1)), noticed(SWARM_JUDGE_AFTER)), (0, 1));
 }
 
 #[test]

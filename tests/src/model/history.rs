@@ -6,12 +6,11 @@
 use crate::choices::Choices;
 use std::fmt;
 
-use crate::data::Payload;
+use crate::data::{PIECE, Payload};
 use crate::scene::{ASYNC, EPHEMERAL, SYNC};
 
 /// The keys of a history, below a prefix of its own. The third is in a group.
 pub const KEYS: [&str; 3] = ["a", "b", "d/a"];
-const PIECE: u64 = 4 << 20;
 /// Most objects are small, so that a history takes milliseconds.
 const SHORT_LENGTHS: [u64; 7] = [0, 1, 100, 4095, 4096, 4097, 70_001];
 const LONG_LENGTHS: [u64; 3] = [PIECE - 1, PIECE, PIECE + 1];
@@ -27,7 +26,7 @@ pub enum Part {
     FirstByte,
     /// `bytes=4095-4096`
     BlockBorder,
-    /// `bytes=4194303-4194304`
+    /// `bytes=2097151-2097152`
     PieceBorder,
     /// `bytes=-1`
     LastByte,
@@ -43,7 +42,7 @@ impl Part {
         match self {
             Part::FirstByte => "bytes=0-0",
             Part::BlockBorder => "bytes=4095-4096",
-            Part::PieceBorder => "bytes=4194303-4194304",
+            Part::PieceBorder => "bytes=2097151-2097152",
             Part::LastByte => "bytes=-1",
             Part::AllButFirst => "bytes=1-",
         }

@@ -8,6 +8,7 @@ mod world;
 
 use std::time::Duration;
 
+use crate::data::PIECE;
 use world::World;
 
 /// Bytes a second of a node.
@@ -117,17 +118,17 @@ impl PeerSetup {
 }
 
 impl Setup {
-    /// These peers, and an object of `pieces` pieces of 4 MiB, with a home that has the same link as a peer.
+    /// These peers, and an object of `pieces` pieces, with a home that has the same link as a peer.
     pub fn new(pieces: u32, rate: u64, peers: Vec<PeerSetup>) -> Setup {
         Setup {
             pieces,
-            piece_bytes: 4 << 20,
-            chunks: 16,
+            piece_bytes: PIECE,
+            chunks: 8,
             home: Link { up: rate, down: rate },
             backend: 500_000_000,
             latency: Duration::from_micros(500),
             peers,
-            slots: 16,
+            slots: 32,
             uploads: 4,
             seed: 1,
             limit: Duration::from_secs(600),

@@ -4,6 +4,7 @@ use std::sync::OnceLock;
 use std::time::Duration;
 
 use dfstore_peer::config::{BackendOptions, Credentials, MetricsOptions, Provider, Secret};
+use dfstore_peer::limits::PIECE_BYTES;
 use dfstore_peer::metrics::Metrics;
 use dfstore_peer::rt::arena::{Arena, Holder, Slot};
 use dfstore_peer::sidecar::backend::{
@@ -17,7 +18,6 @@ use dfstore_tests::bucket::S3Endpoint;
 
 /// A test that takes longer than this is stuck.
 const STUCK: Duration = Duration::from_secs(60);
-const PIECE: usize = 4 << 20;
 
 /// The client, and what is needed to look at it.
 pub struct Rig {
@@ -103,7 +103,7 @@ pub fn put_request(name: &ObjectName, bytes: &[u8]) -> PutRequest {
 
 /// The bytes, cut into pieces.
 pub fn slots(bytes: &[u8]) -> Vec<Slot> {
-    bytes.chunks(PIECE).map(slot).collect()
+    bytes.chunks(PIECE_BYTES as usize).map(slot).collect()
 }
 
 pub fn slot(bytes: &[u8]) -> Slot {

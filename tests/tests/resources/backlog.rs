@@ -6,7 +6,7 @@ use anyhow::{Context, Result, ensure};
 use dfstore_proto::ids::{ObjectName, TaskId};
 use dfstore_tests::choices::is_long_run;
 use dfstore_tests::data::Payload;
-use dfstore_tests::data_folder::Zeros;
+use dfstore_tests::data_folder::{BLOCK, Zeros};
 use dfstore_tests::dirs;
 use dfstore_tests::eventually;
 use dfstore_tests::faulty_backend::{Fault, FaultyBackend, Rule, Seen};
@@ -14,7 +14,7 @@ use dfstore_tests::peer::{Peer, PeerSpec};
 use dfstore_tests::scene::{ASYNC, BUCKET, EPHEMERAL, PATIENCE, Scene, expect};
 use http::Method;
 
-const BACKLOG: Zeros = Zeros { bucket: BUCKET, objects: 100_000, pieces: 1, dirty: true };
+const BACKLOG: Zeros = Zeros { bucket: BUCKET, objects: 100_000, pieces: 1, piece_bytes: BLOCK, dirty: true };
 const SHARDS: usize = 2;
 /// Objects that one shard sends at once: so far from its place in the queue an upload may come.
 const AT_ONCE: usize = 4;

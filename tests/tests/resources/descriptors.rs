@@ -6,13 +6,12 @@ use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use dfstore_tests::data::Payload;
+use dfstore_tests::data::{PIECE, Payload};
 use dfstore_tests::eventually;
 use dfstore_tests::http::Connection;
 use dfstore_tests::scene::{ASYNC, EPHEMERAL, PATIENCE, SYNC, Scene, expect, right};
 use rustix::process::{Pid, Resource, Rlimit, prlimit};
 
-const PIECE: u64 = 4 << 20;
 /// Connections that ask for something while there are no descriptors.
 const WAITING: usize = 40;
 /// How long they are given to be answered though they should not be.

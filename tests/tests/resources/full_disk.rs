@@ -7,14 +7,13 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use dfstore_tests::data::Payload;
+use dfstore_tests::data::{PIECE, Payload};
 use dfstore_tests::eventually;
 use dfstore_tests::faulty_backend::{Fault, Rule};
 use dfstore_tests::loopfs::LoopFs;
 use dfstore_tests::scene::{ASYNC, BUCKET, EPHEMERAL, PATIENCE, Scene};
 use http::Method;
 
-const PIECE: u64 = 4 << 20;
 const KIB: u64 = 1 << 10;
 /// What others leave on the disk, round by round.
 const LEFT_KIB: [u64; 10] = [12_000, 9000, 5000, 4200, 2100, 1100, 600, 200, 40, 0];

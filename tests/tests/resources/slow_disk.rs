@@ -5,11 +5,10 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use dfstore_tests::cgroup::Cgroup;
-use dfstore_tests::data::Payload;
+use dfstore_tests::data::{PIECE, Payload};
 use dfstore_tests::loopfs::LoopFs;
 use dfstore_tests::scene::{ASYNC, EPHEMERAL, SYNC, Scene};
 
-const PIECE: u64 = 4 << 20;
 /// What the disk moves in a second, each way.
 const RATE: u64 = 2 << 20;
 /// Questions that need no disk are answered within this time though the disk has all hands full.

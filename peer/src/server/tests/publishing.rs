@@ -66,6 +66,27 @@ fn a_dirty_version_becomes_clean_when_another_peer_knows_that_it_is() {
 }
 
 #[test]
+fn a_version_in_larger_pieces_than_there_are_buffers_for_is_refused() {
+    let served = Served::start();
+    block_on(async {
+        let (links, node) = (links("secret"), served.node(served.peer));
+        let meta = ObjectMeta { length: 3 * u64::from(PIECE_BYTES), etag: "\"etag\"".into(), ..ObjectMeta::default() };
+        let version = VersionRecord { meta, piece_bytes: 2 * PIECE_BYTES, ..record(7, Published::Clean, "") };
+        let (duty, holders) = (Duty::Witness, Vec::new());
+        let told =
+            Publish { target: target(), version, duty, node: "w".into(), whole: true, holders, wait_replicas: 0 };
+        let answer = timeout(PATIENCE, links.ask(&node, Some(&target().task()), told.into())).await;
+        let refused = answer.expect("it is answered").expect_err("it is refused");
+        assert!(refused.to_string().contains("pieces of 4194304 bytes are not taken"), "{refused}");
+        assert_eq!(recall(&links, &node).await.version, None);
+        // One piece is the same in any size.
+        let small = VersionRecord { piece_bytes: 2 * PIECE_BYTES, ..record(8, Published::Clean, "\"etag\"") };
+        assert_eq!(tell(&links, &node, small).await.standing, Standing::Current);
+    })
+    .expect("a runtime");
+}
+
+#[test]
 fn a_version_that_was_only_read_here_is_kept_as_dirty_when_that_is_asked() {
     let served = Served::start();
     block_on(async {

@@ -338,13 +338,16 @@ impl Planner {
     /// Orders to give up: of parents that are silent or slow, and of pieces that came from elsewhere. They are no longer
     /// in flight; nothing more is to be told about them.
     pub fn overdue(&mut self, now: Duration) -> Vec<(u32, Source)> {
-        let late = |order: &orders::InFlight| order.from != Source::Home && self.orders.is_overdue(order, now);
+        let late = |order: &orders::InFlight, is_here| {
+            order.from != Source::Home && self.orders.is_overdue(order, is_here, now)
+        };
         let given_up: Vec<(u32, Source, bool)> = self
             .orders
             .iter()
             .filter_map(|order| {
-                let is_late = late(order);
-                let ends = is_late || self.have.contains(order.piece);
+                let is_here = self.have.contains(order.piece);
+                let is_late = late(order, is_here);
+                let ends = is_late || is_here;
                 ends.then(|| (order.piece, order.from.clone(), is_late))
             })
             .collect();
