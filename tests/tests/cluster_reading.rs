@@ -3,7 +3,7 @@
 use anyhow::{Result, ensure};
 use dfstore_proto::message::Scope;
 use dfstore_tests::census::Census;
-use dfstore_tests::cluster::{Cluster, Node};
+use dfstore_tests::cluster::{BUCKET, Cluster, Node};
 use dfstore_tests::data::{PIECE, Payload};
 use dfstore_tests::eventually;
 use dfstore_tests::scene::{ASYNC, PATIENCE};
@@ -123,6 +123,28 @@ fn prefetch_and_evict_work_on_all_nodes() -> Result<()> {
     assert!(cluster[3].whole_holders("ahead")?.is_empty());
     cluster.read_at_once(&[0, 1, 2, 3], "ahead", payload)?;
     assert_eq!(cluster.backend.traffic().sent, 2 * payload.length, "once more, for all");
+    Ok(())
+}
+
+#[test]
+fn all_below_a_prefix_is_prefetched_and_evicted_on_all_nodes() -> Result<()> {
+    let cluster = Cluster::builder().peers(2).start()?;
+    let objects = ["ahead/a", "ahead/b/c", "ahead-not"].map(|key| (key, Payload::new(6, PIECE + 5)));
+    objects.iter().try_for_each(|(key, payload)| place(&cluster, key, *payload))?;
+    let command = |verb: &str| {
+        let target = format!("dfs://{BUCKET}/ahead/");
+        cluster[1].peer().dfstore(&[verb, "--recursive", &target])?.success()
+    };
+    command("prefetch")?;
+    let (sent, once) = (cluster.backend.traffic().sent, 2 * objects[0].1.length);
+    assert!((once..once + 4096).contains(&sent), "{sent} bytes left the bucket, with the listing");
+    for (key, payload) in &objects[..2] {
+        assert_eq!(cluster.read_at_once(&[0, 1, 2], key, *payload)?, ["local"; 3], "{key}");
+    }
+    cluster[1].read(objects[2].0, objects[2].1)?;
+    command("evict")?;
+    let holders = |key| cluster[2].whole_holders(key);
+    assert!(holders("ahead/a")?.is_empty() && holders("ahead/b/c")?.is_empty() && !holders("ahead-not")?.is_empty());
     Ok(())
 }
 

@@ -7,11 +7,13 @@ use anyhow::{Context, Result, ensure};
 use dfstore_proto::message::Scope;
 use dfstore_tests::cgroup::Cgroup;
 use dfstore_tests::choices::is_long_run;
+use dfstore_tests::cluster::{Cluster, Node};
 use dfstore_tests::data::Payload;
 use dfstore_tests::eventually;
 use dfstore_tests::http::Connection;
 use dfstore_tests::native::{NativeClient, target};
-use dfstore_tests::scene::{ASYNC, BUCKET, Scene, expect};
+use dfstore_tests::peer::Peer;
+use dfstore_tests::scene::{ASYNC, BUCKET, EPHEMERAL, Scene, expect};
 
 /// What the machine gives; the peer's budget is half of it.
 const LIMIT_BYTES: u64 = 256 << 20;
@@ -19,9 +21,9 @@ const AT_ONCE: u64 = 4;
 const CHUNK: u64 = 1 << 20;
 const WRITTEN_BACK_WITHIN: Duration = Duration::from_secs(600);
 
-fn upload(scene: &Scene, key: &str, payload: Payload) -> Result<()> {
-    let mut connection = Connection::open(scene.peer.address())?;
-    connection.send_head("PUT", &format!("{}?mode={ASYNC}", Scene::path(key)), &[], payload.length)?;
+fn upload(peer: &Peer, path: &str, headers: &[(&str, &str)], payload: Payload) -> Result<()> {
+    let mut connection = Connection::open(peer.address())?;
+    connection.send_head("PUT", path, headers, payload.length)?;
     for start in (0..payload.length).step_by(usize::try_from(CHUNK)?) {
         connection.send(&payload.range(start..(start + CHUNK).min(payload.length)))?;
     }
@@ -58,7 +60,8 @@ fn transfers_far_larger_than_memory_stay_within_it() -> Result<()> {
     let length = if is_long_run() { 4 << 30 } else { 512 << 20 };
     let mut scene = Scene::start_with(|spec| spec.capacity = "12GiB".to_owned())?;
     group.add(scene.peer.process().pid())?;
-    at_once(|key, payload| upload(&scene, key, payload), length).context("up")?;
+    let put = |key: &str, payload| upload(&scene.peer, &format!("{}?mode={ASYNC}", Scene::path(key)), &[], payload);
+    at_once(put, length).context("up")?;
     at_once(|key, payload| download(&scene, key, payload), length).context("down, while it is written back")?;
     for number in 0..AT_ONCE {
         let key = format!("large/{number}");
@@ -73,5 +76,27 @@ fn transfers_far_larger_than_memory_stay_within_it() -> Result<()> {
     eprintln!("{} MiB of {} were used", group.memory_peak_bytes()? >> 20, LIMIT_BYTES >> 20);
     scene.rests()?;
     drop(scene);
+    Ok(())
+}
+
+#[test]
+fn copies_of_an_object_far_larger_than_memory_stay_within_it() -> Result<()> {
+    let cluster = Cluster::builder().seeds(2).peers(1).all(|_, options| options.max_replicas = Some(2)).start()?;
+    let mut groups = Vec::new();
+    for node in cluster.nodes() {
+        let Some(group) = Cgroup::with_memory(LIMIT_BYTES) else { return Ok(()) };
+        group.add(node.peer().pid())?;
+        groups.push(group);
+    }
+    let payload = Payload::new(9, if is_long_run() { 1 << 30 } else { 512 << 20 });
+    let path = format!("{}?mode={EPHEMERAL}", Node::path("large"));
+    upload(cluster[2].peer(), &path, &[("X-Dfs-Ack", "peers:3")], payload)?;
+    assert_eq!(cluster[2].whole_holders("large")?.len(), 3);
+    for (node, group) in cluster.nodes().iter().zip(&groups) {
+        // Who was killed answers nothing.
+        node.peer().metrics()?;
+        eprintln!("{} MiB of {} were used", group.memory_peak_bytes()? >> 20, LIMIT_BYTES >> 20);
+    }
+    drop(cluster);
     Ok(())
 }
