@@ -81,6 +81,9 @@ pub const BACKGROUND_READS_MAX: u64 = 2;
 /// Memory of the background executor's own read buffers, in bytes: a piece for each read that runs.
 pub const BACKGROUND_IO_MEMORY_BYTES: usize = 2 * PIECE_BYTES as usize;
 
+/// Changes of one commit in which a start removes records that are of no use.
+pub const CLEANUP_CHANGES_MAX: usize = 1000;
+
 /// Pieces of one version fetched from the backend at once.
 pub const FETCH_WINDOW_PIECES: usize = 16;
 /// Pieces one response reads ahead of what the client has taken.

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv6Addr, TcpListener};
 
 use anyhow::{Context, Result, ensure};
+use dfstore_peer::limits::PIECE_BYTES;
 use dfstore_proto::message::{Hello, NodeRole, Role, Route, Token};
 use dfstore_proto::preface::Versions;
 use dfstore_tests::cluster::{BUCKET, BackendKind, Cluster, Node, NodeOptions, Place, Ports, Wiring};
@@ -18,7 +19,12 @@ const SEED: usize = 0;
 const PEER: usize = 1;
 
 fn hello_of_a_peer(cluster: &Cluster) -> Hello {
-    Hello { role: Role::Peer, token: Token::new(cluster.wiring().credential()), ..hello(Route::Any, 4) }
+    Hello {
+        role: Role::Peer,
+        token: Token::new(cluster.wiring().credential()),
+        piece_bytes_max: PIECE_BYTES,
+        ..hello(Route::Any, 4)
+    }
 }
 
 #[test]

@@ -118,10 +118,15 @@ fn a_hundred_thousand_pieces_are_ready_at_once() -> Result<()> {
 fn what_an_earlier_version_kept_in_larger_pieces_is_fetched_again() -> Result<()> {
     let (folder, zeros) = (dirs::temporary("larger")?, Zeros { dirty: false, ..LARGER });
     zeros.fill(folder.path(), 1 << 30)?;
-    let scene = start_in(folder.path())?;
-    let payload = Payload::new(61, zeros.length());
-    scene.place(&Zeros::key(1), payload)?;
-    assert_eq!(scene.read(&Zeros::key(1), payload)?, "backend");
+    let mut scene = start_in(folder.path())?;
+    let (placed, written) = (Payload::new(61, zeros.length()), Payload::new(62, 3 * PIECE));
+    // The records are removed before anything is written under the same name.
+    scene.put(&Zeros::key(0), EPHEMERAL, written)?;
+    scene.peer.kill9()?;
+    scene.peer.restart()?;
+    scene.read(&Zeros::key(0), written)?;
+    scene.place(&Zeros::key(1), placed)?;
+    assert_eq!(scene.read(&Zeros::key(1), placed)?, "backend");
     expect(&scene.get(&Zeros::key(2))?, 404);
     scene.rests()
 }

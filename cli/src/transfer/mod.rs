@@ -21,8 +21,8 @@ use dfstore_proto::message::{PutDone, ReadEnd};
 use crate::client::Peer;
 use crate::rt::signal::Unfinished;
 
-/// Pieces that one lane has on the way: one that moves, one that is about to, one that is written or acknowledged.
-const LANE_WINDOW: usize = 3;
+/// Pieces that one lane has on the way: two that move, two that are about to, two that are written or acknowledged.
+const LANE_WINDOW: usize = 6;
 /// Memory of one transfer, whatever its pieces and lanes, as long as each lane can hold a piece.
 const POOL_BYTES_MAX: usize = 256 << 20;
 /// Times one piece may fail before the transfer does.
@@ -90,9 +90,9 @@ mod tests {
 
     #[test]
     fn small_objects_get_few_lanes_and_large_pieces_few_buffers() {
-        assert_eq!(Shape::new(4, Some(1), 4 << 20).lanes, 1);
-        assert_eq!(Shape::new(4, Some(0), 4 << 20).lanes, 1);
-        assert_eq!(Shape::new(4, None, 4 << 20), Shape { lanes: 4, window: 12, buffers: 12 });
+        assert_eq!(Shape::new(4, Some(1), 2 << 20).lanes, 1);
+        assert_eq!(Shape::new(4, Some(0), 2 << 20).lanes, 1);
+        assert_eq!(Shape::new(4, None, 2 << 20), Shape { lanes: 4, window: 24, buffers: 24 });
         let huge = Shape::new(32, None, 16 << 20);
         assert!(huge.buffers * (16 << 20) <= POOL_BYTES_MAX && huge.lanes == 16);
     }

@@ -213,9 +213,6 @@ impl Owner {
         if record.kind == Published::Dirty && self.is_overtaken(task, record.generation).await {
             return Ok(Verdict::Superseded);
         }
-        if !takes_pieces(record.meta.length, record.piece_bytes) {
-            return Err(ObjectError::InvalidArgument(format!("pieces of {} bytes are not taken", record.piece_bytes)));
-        }
         let _commit = task.commit_lock.lock().await;
         if let Some(version) = task.current() {
             if version.generation > record.generation {
@@ -246,6 +243,9 @@ impl Owner {
             },
             None => record.clone(),
         };
+        if !takes_pieces(record.meta.length, record.piece_bytes) {
+            return Err(ObjectError::InvalidArgument(format!("pieces of {} bytes are not taken", record.piece_bytes)));
+        }
         let (state, queued) = match record.kind {
             Published::Dirty | Published::Through => (TaskState::Dirty, Some(WriteBackKind::Put)),
             Published::Ephemeral => (TaskState::Ephemeral, None),

@@ -6,7 +6,7 @@
 //! missing or damaged is set aside loudly: its bytes cannot be had from anywhere else.
 
 use std::cell::{Cell, RefCell};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::rc::Rc;
 use std::sync::atomic::Ordering;
 
@@ -62,8 +62,8 @@ pub struct Inventory {
 
 impl Inventory {
     /// Deals out what was loaded, and claims the space of every good piece.
-    pub fn new(mut loaded: Loaded, seed: &StoreSeed, shards: usize) -> Result<Inventory, LargerPieces> {
-        let mut cleanup = forget_larger_pieces(&mut loaded)?;
+    pub fn new(mut loaded: Loaded, seed: &StoreSeed, shards: usize) -> Inventory {
+        let mut cleanup = forget_larger_pieces(&mut loaded);
         let current: HashMap<TaskId, (u64, bool)> = loaded
             .tasks
             .iter()
@@ -90,40 +90,47 @@ impl Inventory {
             dealt[task.owner(shards)].uploads.push((task, number, record));
         }
         cleanup.extend(writebacks.into_keys().map(|task| Change::RemoveWriteBack { task }));
-        Ok(Inventory { shards: dealt, cleanup })
+        Inventory { shards: dealt, cleanup }
     }
 }
 
-/// Objects of which no other copy is known lie here in pieces that this program cannot read.
+/// Objects that are more than a cache lie here in pieces that this program cannot read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
     "{objects} objects that are not in the bucket lie here in pieces of more than {PIECE_BYTES} bytes, as an earlier \
-     version made them. Start that version again, wait for its writes (dfstore writeback wait) and delete or move \
-     its ephemeral objects; then start this one"
+     version made them. Start that version again, wait for its writes (dfstore writeback wait) and delete or move its \
+     ephemeral objects; then start this one"
 )]
 pub struct LargerPieces {
     /// How many.
     pub objects: usize,
 }
 
-/// Takes out what an earlier version kept of the bucket in larger pieces; the bucket is asked again. Refuses when something
-/// would be lost by it.
-fn forget_larger_pieces(loaded: &mut Loaded) -> Result<Vec<Change>, LargerPieces> {
-    let is_taken = |record: &TaskRecord| takes_pieces(record.meta.length, record.piece_bytes);
-    let larger = || loaded.tasks.iter().filter(|(_, record)| !is_taken(record));
-    match larger().filter(|(_, record)| record.state != TaskState::Clean).count() {
-        0 => {}
-        objects => return Err(LargerPieces { objects }),
+impl LargerPieces {
+    /// Whether something would be lost if what was loaded were used. To be asked before others hear of this node.
+    pub fn check(loaded: &Loaded) -> Result<(), LargerPieces> {
+        let lost = |record: &TaskRecord| record.state != TaskState::Clean && !is_taken(record);
+        match loaded.tasks.iter().filter(|(_, record)| lost(record)).count() {
+            0 => Ok(()),
+            objects => Err(LargerPieces { objects }),
+        }
     }
-    let cleanup: Vec<Change> = larger().map(|(task, _)| Change::RemoveTask { task: *task }).collect();
-    if !cleanup.is_empty() {
-        tracing::warn!(
-            objects = cleanup.len(),
-            "objects in larger pieces, of an earlier version, are forgotten: the bucket has them"
-        );
+}
+
+fn is_taken(record: &TaskRecord) -> bool {
+    takes_pieces(record.meta.length, record.piece_bytes)
+}
+
+/// Takes out what an earlier version cached in larger pieces: it is fetched again.
+fn forget_larger_pieces(loaded: &mut Loaded) -> Vec<Change> {
+    let larger = loaded.tasks.iter().filter(|(_, record)| record.state == TaskState::Clean && !is_taken(record));
+    let forgotten: BTreeSet<TaskId> = larger.map(|(task, _)| *task).collect();
+    if !forgotten.is_empty() {
+        let objects = forgotten.len();
+        tracing::warn!(objects, "cached objects in larger pieces, of an earlier version, are forgotten");
     }
-    loaded.tasks.retain(|(_, record)| is_taken(record));
-    Ok(cleanup)
+    loaded.tasks.retain(|(task, _)| !forgotten.contains(task));
+    forgotten.into_iter().map(|task| Change::RemoveTask { task }).collect()
 }
 
 /// Claims the space of the pieces.

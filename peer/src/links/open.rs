@@ -109,6 +109,10 @@ fn check(goal: &Goal, ack: &HelloAck) -> Result<(), LinkError> {
         let reason = format!("it speaks version {version} of the protocol, peers speak {VERSION_OF_PEERS} or higher");
         return Err(goal.protocol(&reason));
     }
+    if ack.piece_bytes != PIECE_BYTES {
+        let reason = format!("its pieces are of {} bytes, those of this node of {PIECE_BYTES}", ack.piece_bytes);
+        return Err(goal.protocol(&reason));
+    }
     match &goal.id {
         Some(id) if **id != *ack.node => Err(goal.unreachable(format!("{} answers at its address", ack.node))),
         _ => Ok(()),

@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use dfstore_proto::error::{ErrorCode, ErrorReply};
 use dfstore_proto::message::{ConfigOk, Hello, Role, Token};
 
-use crate::limits::STRANGERS_MAX;
+use crate::limits::{PIECE_BYTES, STRANGERS_MAX};
 use crate::rt::net::Door;
 
 /// What a node of a cluster adds to the native face. All shards share one.
@@ -116,6 +116,11 @@ pub(super) fn admit(
                 let text = "cluster name or token differ from those of this node";
                 return refused(ErrorCode::AccessDenied, text.into());
             }
+            let longest = hello.piece_bytes_max;
+            if longest != PIECE_BYTES {
+                let text = format!("pieces of this node are of {PIECE_BYTES} bytes, those of the other of {longest}");
+                return refused(ErrorCode::Unsupported, text);
+            }
             Ok(())
         }
     }
@@ -149,7 +154,7 @@ mod tests {
             route: Route::Any,
             token: Token::new(token),
             agent: String::new(),
-            piece_bytes_max: 1,
+            piece_bytes_max: PIECE_BYTES,
             credits: 0,
         }
     }

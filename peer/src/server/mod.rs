@@ -19,11 +19,11 @@ use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
 use crate::background::{Background, BackgroundError};
-use crate::catalog::{Catalog, CatalogError, Loaded};
+use crate::catalog::{Catalog, CatalogError, CatalogHandle, Change, Durability, Loaded};
 use crate::config::{Config, StoreOptions};
 use crate::engine::call::ShardMessage;
-use crate::engine::{Context, DirtyBudget, Inventory, LargerPieces, RepairPlan, ScrubPlan};
-use crate::limits::{DRAIN_TIMEOUT, END_TIMEOUT, SHARD_MAILBOX};
+use crate::engine::{Context, DirtyBudget, Inventory, LargerPieces, RepairPlan, ScrubPlan, ShardInventory};
+use crate::limits::{CLEANUP_CHANGES_MAX, DRAIN_TIMEOUT, END_TIMEOUT, SHARD_MAILBOX};
 use crate::logging::Redactions;
 use crate::membership::Members;
 use crate::metrics::Metrics;
@@ -31,7 +31,7 @@ use crate::native::ClusterFace;
 use crate::rt::arena::Arena;
 use crate::rt::mailbox::{Receiver, Sender, mailbox};
 use crate::rt::net::{Door, bind_shared};
-use crate::rt::shard::ShardThread;
+use crate::rt::shard::{ShardThread, block_on};
 use crate::rt::time::milliseconds;
 use crate::server::cluster::{Doors, Following};
 use crate::server::shard::{ShardSetup, Work, run_shard};
@@ -126,7 +126,8 @@ pub fn run(config: Config, metrics: Metrics, redactions: Redactions) -> Result<(
     let (senders, receivers): (Vec<_>, Vec<_>) = mailboxes.into_iter().unzip();
     let joining = Joining { api, doors: doors.as_ref(), shards: &senders, redactions };
     let (resources, loaded, part) = open_resources(&config, &metrics, &health, Some(joining))?;
-    let inventory = Inventory::new(loaded, &resources.seed, config.shards)?;
+    let inventory = Inventory::new(loaded, &resources.seed, config.shards);
+    clean_up(&resources.catalog.handle(), inventory.cleanup);
     let context = Context {
         arena,
         catalog: resources.catalog.handle(),
@@ -150,7 +151,7 @@ pub fn run(config: Config, metrics: Metrics, redactions: Redactions) -> Result<(
     }
     let mut shards = Shards { senders, threads: Vec::new(), drained: None };
     let entrances = Entrances { api: listeners, doors, receivers };
-    shards.start(&config, &context, &resources, inventory, entrances, part)?;
+    shards.start(&config, &context, &resources, inventory.shards, entrances, part)?;
     health.set_phase(Phase::Ready);
     let elapsed_ms = milliseconds(began.elapsed());
     tracing::info!(address = %api, elapsed_ms, "listening on {api}");
@@ -201,6 +202,7 @@ fn open_resources(
         config.memory.catalog_cache_bytes,
         Box::new(move |changes, duration| observer.catalog_committed(changes, duration)),
     )?;
+    LargerPieces::check(&loaded)?;
     let named: BTreeSet<u32> =
         loaded.pieces.iter().flat_map(|(_, piece)| piece.extents.iter().map(|extent| extent.file)).collect();
     let options = SpaceOptions {
@@ -237,6 +239,19 @@ fn open_resources(
         }
     });
     Ok((Resources { catalog, background, sidecar, backend, seed }, loaded, part))
+}
+
+/// Removes records that are of no use, before anything is written: some name a task, whatever is written of it meanwhile.
+fn clean_up(catalog: &CatalogHandle, mut cleanup: Vec<Change>) {
+    while !cleanup.is_empty() {
+        let later = cleanup.split_off(cleanup.len().min(CLEANUP_CHANGES_MAX));
+        let now = std::mem::replace(&mut cleanup, later);
+        if let Ok(Err(error)) = block_on(catalog.commit(now, Durability::Lazy)) {
+            // The next start tries again.
+            tracing::warn!(%error, "records that are of no use cannot be removed");
+            return;
+        }
+    }
 }
 
 fn any(config: &Config) -> SocketAddr {
@@ -297,19 +312,18 @@ impl Shards {
         config: &Config,
         context: &Context,
         resources: &Resources,
-        inventory: Inventory,
+        inventory: Vec<ShardInventory>,
         entrances: Entrances,
         part: Option<Part>,
     ) -> Result<(), StartError> {
         let (drained, reports) = mailbox(config.shards);
-        let mut cleanup = inventory.cleanup;
         let Entrances { api, doors, receivers } = entrances;
         let (mut peers, mut manager) = doors.map(|doors| (doors.peers.into_iter(), doors.manager)).unzip();
         let mut work = part
             .as_ref()
             .map(|part| part.following.clone())
             .map(|following| -> Work { Box::new(move |engine| Box::pin(cluster::follow(engine, following))) });
-        let parts = inventory.shards.into_iter().zip(api).zip(receivers);
+        let parts = inventory.into_iter().zip(api).zip(receivers);
         for (shard, ((inventory, listener), mailbox)) in parts.enumerate() {
             let mut listeners = vec![(Door::Api, listener)];
             listeners.extend(peers.as_mut().and_then(Iterator::next).map(|listener| (Door::Peer, listener)));
@@ -319,7 +333,6 @@ impl Shards {
                 context: context.clone(),
                 seed: resources.seed.clone(),
                 inventory,
-                cleanup: std::mem::take(&mut cleanup),
                 watermarks: watermarks(&config.store),
                 listeners,
                 mailbox,

@@ -13,7 +13,6 @@ use event_listener::Event;
 use futures_util::FutureExt;
 use futures_util::future::{LocalBoxFuture, Shared};
 
-use crate::catalog::{Change, Durability};
 use crate::config::HttpOptions;
 use crate::engine::call::ShardMessage;
 use crate::engine::{Cluster, Context, Engine, ShardInventory};
@@ -40,8 +39,6 @@ pub struct ShardSetup {
     pub seed: StoreSeed,
     /// What the catalog holds of it.
     pub inventory: ShardInventory,
-    /// Changes of no urgency to commit first.
-    pub cleanup: Vec<Change>,
     /// When eviction starts and ends.
     pub watermarks: Watermarks,
     /// Its listeners, and what they are for.
@@ -76,20 +73,8 @@ struct Faces {
 
 /// Runs a shard until it is told to end.
 pub async fn run_shard(setup: ShardSetup) {
-    let ShardSetup {
-        shard,
-        context,
-        seed,
-        inventory,
-        cleanup,
-        watermarks,
-        listeners,
-        mailbox,
-        http,
-        cluster,
-        work,
-        drained,
-    } = setup;
+    let ShardSetup { shard, context, seed, inventory, watermarks, listeners, mailbox, http, cluster, work, drained } =
+        setup;
     let doors: io::Result<Vec<Listener>> =
         listeners.into_iter().map(|(door, listener)| Listener::new(listener, door)).collect();
     let doors = match doors {
@@ -105,10 +90,6 @@ pub async fn run_shard(setup: ShardSetup) {
     let engine = Engine::start(shard, context.clone(), &seed, watermarks, inventory, part);
     if let Some(work) = work {
         spawn_local(work(engine.clone()));
-    }
-    if !cleanup.is_empty() {
-        let catalog = context.catalog.clone();
-        spawn_local(async move { drop(catalog.commit(cleanup, Durability::Lazy).await) });
     }
     let (stop_sender, stopped) = oneshot::channel::<()>();
     let stop: Stop = stopped.map(|_| ()).boxed_local().shared();

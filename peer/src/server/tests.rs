@@ -73,7 +73,7 @@ impl Served {
         let [api, peer, manager] = doors.each_ref().map(|(_, listener)| listener.local_addr().expect("bound"));
         let (sender, receiver) = mailbox(SHARD_MAILBOX);
         let (drained, _) = mailbox(1);
-        let inventory = Inventory::new(loaded, &resources.seed, 1).expect("pieces of this size");
+        let inventory = Inventory::new(loaded, &resources.seed, 1);
         let context = Context {
             arena: Arena::new(128 << 20).expect("mapped"),
             catalog: resources.catalog.handle(),
@@ -97,7 +97,6 @@ impl Served {
             context,
             seed: resources.seed.clone(),
             inventory: inventory.shards.into_iter().next().expect("one shard"),
-            cleanup: inventory.cleanup,
             watermarks: watermarks(&config.store),
             listeners: doors.into(),
             mailbox: receiver,
@@ -223,13 +222,17 @@ fn refusal(answer: &[u8]) -> ErrorReply {
 }
 
 fn hello(role: Role, max: u8, token: &str) -> BytesMut {
+    hello_with_pieces(role, max, token, PIECE_BYTES)
+}
+
+fn hello_with_pieces(role: Role, max: u8, token: &str, piece_bytes_max: u32) -> BytesMut {
     let hello = Hello {
         versions: Versions { min: 1, max },
         role,
         route: Route::Any,
         token: Token::new(token),
         agent: "test".into(),
-        piece_bytes_max: PIECE_BYTES,
+        piece_bytes_max,
         credits: 8,
     };
     let mut out = BytesMut::new();
@@ -332,6 +335,10 @@ fn whoever_is_turned_away_learns_why() {
     let too_old = refusal(&exchange(served.peer, &hello(Role::Peer, VERSION_OF_PEERS - 1, "secret")));
     assert_eq!(too_old.code, ErrorCode::Unsupported);
     assert!(too_old.message.contains("version"), "{too_old}");
+    let larger = hello_with_pieces(Role::Peer, VERSION_OF_PEERS, "secret", 2 * PIECE_BYTES);
+    let larger = refusal(&exchange(served.peer, &larger));
+    assert_eq!(larger.code, ErrorCode::Unsupported);
+    assert!(larger.message.contains("pieces of this node are of 2097152 bytes"), "{larger}");
     let client = refusal(&exchange(served.peer, &hello(Role::Client, 1, "")));
     assert!(client.message.contains("clients connect to the object port"), "{client}");
     for door in [served.peer, served.manager] {

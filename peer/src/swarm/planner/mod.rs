@@ -294,6 +294,9 @@ impl Planner {
     /// So many more bytes of an order came.
     pub fn progress(&mut self, piece: u32, from: &Source, bytes: u64, now: Duration) {
         self.orders.progress(piece, from, bytes, now);
+        if let Source::Parent(node) = from {
+            self.parents.gives(node, now);
+        }
     }
 
     /// A piece came whole, was verified, and can be given to others.
@@ -338,16 +341,22 @@ impl Planner {
     /// Orders to give up: of parents that are silent or slow, and of pieces that came from elsewhere. They are no longer
     /// in flight; nothing more is to be told about them.
     pub fn overdue(&mut self, now: Duration) -> Vec<(u32, Source)> {
-        let late = |order: &orders::InFlight, is_here| {
-            order.from != Source::Home && self.orders.is_overdue(order, is_here, now)
+        // Smaller patience than with an order that nobody overtakes; but who sends us another piece meanwhile is not silent.
+        let overtaken = |order: &orders::InFlight, node: &Arc<str>| {
+            self.have.contains(order.piece)
+                && self.orders.was_overtaken(order, now)
+                && self.parents.gave(node) < Some(order.ordered)
+        };
+        let late = |order: &orders::InFlight| match &order.from {
+            Source::Home => false,
+            Source::Parent(node) => self.orders.is_overdue(order, now) || overtaken(order, node),
         };
         let given_up: Vec<(u32, Source, bool)> = self
             .orders
             .iter()
             .filter_map(|order| {
-                let is_here = self.have.contains(order.piece);
-                let is_late = late(order, is_here);
-                let ends = is_late || is_here;
+                let is_late = late(order);
+                let ends = is_late || self.have.contains(order.piece);
                 ends.then(|| (order.piece, order.from.clone(), is_late))
             })
             .collect();

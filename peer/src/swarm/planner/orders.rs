@@ -97,10 +97,14 @@ impl Orders {
         self.time_median.map_or(SWARM_SILENCE_MAX, |time| (time * 3).max(SWARM_JUDGE_AFTER))
     }
 
-    /// Whether a parent is too slow with an order, or silent. `is_here`: the piece has come from elsewhere.
-    pub fn is_overdue(&self, order: &InFlight, is_here: bool, now: Duration) -> bool {
-        let silence = now.saturating_sub(order.progressed);
-        if silence >= SWARM_SILENCE_MAX || (is_here && order.bytes == 0 && silence >= self.stuck_after()) {
+    /// Whether a parent gave nothing of an order that was taken for stuck for that, ordered again, and came from elsewhere.
+    pub fn was_overtaken(&self, order: &InFlight, now: Duration) -> bool {
+        order.bytes == 0 && now.saturating_sub(order.ordered) >= self.stuck_after()
+    }
+
+    /// Whether a parent is too slow with an order, or silent.
+    pub fn is_overdue(&self, order: &InFlight, now: Duration) -> bool {
+        if now.saturating_sub(order.progressed) >= SWARM_SILENCE_MAX {
             return true;
         }
         let age = now.saturating_sub(order.ordered);

@@ -21,6 +21,8 @@ pub struct Parent {
     uploads: u32,
     /// When the home last named it.
     named: Duration,
+    /// When a byte last came from it.
+    gave: Option<Duration>,
     in_flight: u32,
     /// Pieces that may be in flight from it.
     orders_max: u32,
@@ -64,6 +66,7 @@ impl Parents {
             have,
             uploads: holder.uploads,
             named: now,
+            gave: None,
             in_flight: 0,
             orders_max: SWARM_PARENT_ORDERS_START,
             streak: 0,
@@ -129,6 +132,18 @@ impl Parents {
     /// When the next pause of a busy parent ends.
     pub fn next_pause_end(&self, now: Duration) -> Option<Duration> {
         self.all.iter().map(|parent| parent.busy_until).filter(|end| *end > now).min()
+    }
+
+    /// A byte came from it.
+    pub fn gives(&mut self, node: &str, now: Duration) {
+        if let Some(parent) = self.find(node) {
+            parent.gave = Some(now);
+        }
+    }
+
+    /// When a byte last came from it, of any order.
+    pub fn gave(&self, node: &str) -> Option<Duration> {
+        self.all.iter().find(|parent| parent.node.as_ref() == node)?.gave
     }
 
     /// It got an order.

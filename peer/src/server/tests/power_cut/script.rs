@@ -138,7 +138,7 @@ pub fn perform(folder: &Path, bucket: SocketAddr, script: &[Vec<Act>], first: us
     let (metrics, health) = (Metrics::new(1, ""), Health::new());
     let (resources, loaded, _) = open_resources(&config, &metrics, &health, None).expect("they open");
     let Resources { catalog, background, sidecar, backend, seed } = resources;
-    let inventory = Inventory::new(loaded, &seed, 1).expect("pieces of this size");
+    let inventory = Inventory::new(loaded, &seed, 1);
     let (sender, _receiver) = mailbox(SHARD_MAILBOX);
     let context = Context {
         arena: Arena::new(64 << 20).expect("mapped"),
