@@ -313,6 +313,7 @@ impl Planner {
             Source::Home => self.home_failures = 0,
             Source::Parent(node) => {
                 self.parents.ended(node);
+                self.parents.gives(node, now);
                 self.parents.went_well(node, rate);
             }
         }
