@@ -33,10 +33,13 @@ async fn ask(links: &Links, node: &Node, message: impl Into<Message>) -> Message
     answer.expect("it is answered").expect("it is not refused")
 }
 
-async fn tell(links: &Links, node: &Node, version: VersionRecord) -> PublishOk {
+fn told(version: VersionRecord) -> Publish {
     let (duty, holders) = (Duty::Witness, Vec::new());
-    let told = Publish { target: target(), version, duty, node: "w".into(), whole: true, holders, wait_replicas: 0 };
-    match ask(links, node, told).await {
+    Publish { target: target(), version, duty, node: "w".into(), whole: true, holders, wait_replicas: 0 }
+}
+
+async fn tell(links: &Links, node: &Node, version: VersionRecord) -> PublishOk {
+    match ask(links, node, told(version)).await {
         Message::PublishOk(told) => told,
         other => panic!("{other:?}"),
     }
@@ -72,10 +75,7 @@ fn a_version_in_larger_pieces_than_there_are_buffers_for_is_refused() {
         let (links, node) = (links("secret"), served.node(served.peer));
         let meta = ObjectMeta { length: 3 * u64::from(PIECE_BYTES), etag: "\"etag\"".into(), ..ObjectMeta::default() };
         let version = VersionRecord { meta, piece_bytes: 2 * PIECE_BYTES, ..record(7, Published::Clean, "") };
-        let (duty, holders) = (Duty::Witness, Vec::new());
-        let told =
-            Publish { target: target(), version, duty, node: "w".into(), whole: true, holders, wait_replicas: 0 };
-        let answer = timeout(PATIENCE, links.ask(&node, Some(&target().task()), told.into())).await;
+        let answer = timeout(PATIENCE, links.ask(&node, Some(&target().task()), told(version).into())).await;
         let refused = answer.expect("it is answered").expect_err("it is refused");
         assert!(refused.to_string().contains("pieces of 4194304 bytes are not taken"), "{refused}");
         assert_eq!(recall(&links, &node).await.version, None);
