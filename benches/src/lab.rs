@@ -9,6 +9,7 @@ use std::thread;
 use anyhow::{Context, Result, anyhow, ensure};
 use dfstore_tests::binaries::binary;
 use dfstore_tests::bucket::Bucket;
+use dfstore_tests::dirs;
 use dfstore_tests::peer::{Peer, PeerSpec};
 use dfstore_tests::s3s_server::S3sServer;
 
@@ -29,15 +30,15 @@ impl Lab {
         Lab::start_with(sizes)
     }
 
-    /// As [`start`](Self::start), with an S3 server that gets only the time that nothing else wants of the cores. In use
-    /// it has a machine of its own.
-    pub fn start_with_idle_server() -> Result<Lab> {
+    /// As [`start_with`](Self::start_with) the defaults of users, and an S3 server that takes nothing from the peer: it gets
+    /// only the time that nothing else wants of the cores, and has no files on the disk. In use it has a machine of its own.
+    pub fn start_with_distant_server() -> Result<Lab> {
         let server = thread::spawn(|| {
             only_when_idle()?;
-            S3sServer::start()
+            S3sServer::start_in(dirs::in_memory("s3s")?)
         });
         let server = server.join().map_err(|_| anyhow!("the S3 server's start panicked"))??;
-        Lab::start_before(server, sizes)
+        Lab::start_before(server, |_| ())
     }
 
     /// Starts both, the peer with these changes to the defaults of users.

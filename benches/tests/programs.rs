@@ -33,7 +33,10 @@ fn small_reads_are_measured_beside_a_crowd() {
 #[test]
 fn small_durable_writes_are_measured() {
     let mut command = Command::new(env!("CARGO_BIN_EXE_dfstore-durable"));
-    let output = command.args(["--rounds", "1", "--writes", "10", "--clients", "4"]).output().expect("runs");
+    let output = command
+        .args(["--rounds", "1", "--writes", "10", "--clients", "4", "--server-shares-cores"])
+        .output()
+        .expect("runs");
     let text = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success() && text.contains("PUT against fdatasync"), "{text}");
 }

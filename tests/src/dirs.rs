@@ -14,6 +14,8 @@ use tempfile::TempDir;
 
 /// Overrides where temporary folders lie, for a `target/` on a file system without `O_DIRECT`.
 pub const SCRATCH_VARIABLE: &str = "DFSTORE_SCRATCH";
+/// Where Linux keeps files in memory.
+const MEMORY_FILES: &str = "/dev/shm";
 
 /// The `target/` folder of the build that this process comes from.
 pub fn target() -> Result<PathBuf> {
@@ -26,24 +28,40 @@ pub fn target() -> Result<PathBuf> {
 
 /// A new folder whose name starts with `name`.
 pub fn temporary(name: &str) -> Result<TempDir> {
-    let folder = run_folder()?;
-    tempfile::Builder::new()
-        .prefix(&format!("{name}-"))
-        .tempdir_in(&folder)
-        .with_context(|| format!("a folder in {}", folder.display()))
+    new_in(&run_folder()?, name)
+}
+
+/// A new folder in memory, for a server that stands for another machine: what it writes is not to meet what is measured
+/// at the disk. Without a file system for it, as [`temporary`].
+pub fn in_memory(name: &str) -> Result<TempDir> {
+    static FOLDER: OnceLock<PathBuf> = OnceLock::new();
+    if !Path::new(MEMORY_FILES).is_dir() {
+        return temporary(name);
+    }
+    new_in(&run_folder_below(&FOLDER, || Ok(Path::new(MEMORY_FILES).join("dfstore-tests")))?, name)
+}
+
+fn new_in(folder: &Path, name: &str) -> Result<TempDir> {
+    let prefix = format!("{name}-");
+    let new = tempfile::Builder::new().prefix(&prefix).tempdir_in(folder);
+    new.with_context(|| format!("a folder in {}", folder.display()))
 }
 
 fn run_folder() -> Result<PathBuf> {
     static FOLDER: OnceLock<PathBuf> = OnceLock::new();
-    let folder = match FOLDER.get() {
+    run_folder_below(&FOLDER, || match env::var_os(SCRATCH_VARIABLE) {
+        Some(root) => Ok(PathBuf::from(root)),
+        None => Ok(target()?.join("tmp")),
+    })
+}
+
+fn run_folder_below(known: &OnceLock<PathBuf>, root: impl FnOnce() -> Result<PathBuf>) -> Result<PathBuf> {
+    let folder = match known.get() {
         Some(folder) => folder.clone(),
         None => {
-            let root = match env::var_os(SCRATCH_VARIABLE) {
-                Some(root) => PathBuf::from(root),
-                None => target()?.join("tmp"),
-            };
+            let root = root()?;
             remove_leftovers(&root);
-            FOLDER.get_or_init(|| root.join(format!("run-{}", process::id()))).clone()
+            known.get_or_init(|| root.join(format!("run-{}", process::id()))).clone()
         }
     };
     fs::create_dir_all(&folder).with_context(|| format!("cannot create {}", folder.display()))?;

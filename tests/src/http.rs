@@ -12,6 +12,8 @@ use anyhow::{Context, Result, bail, ensure};
 
 const READ_TIMEOUT: Duration = Duration::from_secs(60);
 const READ_BUFFER_BYTES: usize = 256 << 10;
+/// Longest body that is sent together with its head.
+const WITH_HEAD_BYTES_MAX: usize = 64 << 10;
 /// Largest response head this client accepts.
 const HEAD_BYTES_MAX: usize = 256 << 10;
 
@@ -86,14 +88,26 @@ impl Connection {
 
     /// Sends a request whose body is in memory and reads the whole response.
     pub fn request(&mut self, method: &str, path: &str, headers: &[(&str, &str)], body: &[u8]) -> Result<Response> {
-        self.send_head(method, path, headers, body.len() as u64)?;
-        self.send(body).context("sending the body")?;
+        let mut head = self.head_of(method, path, headers, body.len() as u64)?.into_bytes();
+        if body.len() <= WITH_HEAD_BYTES_MAX {
+            // In one segment, as curl does: the server wakes once.
+            head.extend_from_slice(body);
+            self.send(&head).context("sending the request")?;
+        } else {
+            self.send(&head).context("sending the head")?;
+            self.send(body).context("sending the body")?;
+        }
         self.response(method == "HEAD")
     }
 
     /// Sends the head of a request whose body of `length` bytes follows. `Host` is added, and `Content-Length` where
     /// there is a body or the method wants one.
     pub fn send_head(&mut self, method: &str, path: &str, headers: &[(&str, &str)], length: u64) -> Result<()> {
+        let head = self.head_of(method, path, headers, length)?;
+        self.send(head.as_bytes()).context("sending the head")
+    }
+
+    fn head_of(&self, method: &str, path: &str, headers: &[(&str, &str)], length: u64) -> Result<String> {
         let mut head = format!("{method} {path} HTTP/1.1\r\nHost: {}\r\n", self.stream.get_ref().peer_addr()?);
         for (name, value) in headers {
             head.push_str(&format!("{name}: {value}\r\n"));
@@ -102,7 +116,7 @@ impl Connection {
             head.push_str(&format!("Content-Length: {length}\r\n"));
         }
         head.push_str("\r\n");
-        self.send(head.as_bytes()).context("sending the head")
+        Ok(head)
     }
 
     /// Reads a whole response.

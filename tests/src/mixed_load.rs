@@ -14,7 +14,7 @@ use dfstore_proto::object::WriteMode;
 use crate::choices::Choices;
 use crate::data::{PIECE, Payload};
 use crate::eventually;
-use crate::http::{Connection, Response};
+use crate::http::Response;
 use crate::ledger::{Content, Ledger};
 use crate::native::{self, NativeClient};
 use crate::scene::{ASYNC, BUCKET, EPHEMERAL, PATIENCE, SYNC, Scene, same};
@@ -123,10 +123,7 @@ impl Writer {
         let Some(payload) = content.payload else { return Ok(true) };
         let ephemeral = content.ephemeral;
         self.ledger.begin(key, Content { payload: Some(payload), ephemeral, through_bucket: !ephemeral });
-        let headers = [("X-Dragonfly-Object-Operation", "copy"), ("Content-Type", "application/x-www-form-urlencoded")];
-        let form = format!("source_object_key={source}");
-        let answer = Connection::open(scene.peer.address())
-            .and_then(|mut peer| peer.request("PUT", &Scene::path(key), &headers, form.as_bytes()));
+        let answer = scene.peer.copy(BUCKET, source, key);
         // A clean source is copied by the bucket, which may take no writes.
         let tolerant = Kinds { disk_fails: kinds.disk_fails || !kinds.bucket_writes, ..kinds };
         self.note(key, outcome(answer, tolerant)).with_context(|| format!("copy of {source} to {key}"))

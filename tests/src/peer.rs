@@ -258,6 +258,13 @@ impl Peer {
         http::request(self.address(), method, path, headers, body)
     }
 
+    /// Copies an object within its bucket.
+    pub fn copy(&self, bucket: &str, source: &str, key: &str) -> Result<Response> {
+        let headers = [("X-Dragonfly-Object-Operation", "copy"), ("Content-Type", "application/x-www-form-urlencoded")];
+        let form = format!("source_object_key={source}");
+        self.request("PUT", &Peer::object_path(bucket, key), &headers, form.as_bytes())
+    }
+
     /// The path of an object in the object API. The key goes in as it is: escape what must be escaped.
     pub fn object_path(bucket: &str, key: &str) -> String {
         format!("/buckets/{bucket}/objects/{key}")

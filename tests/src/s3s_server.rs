@@ -294,7 +294,11 @@ impl Front for Plain {
 impl S3sServer {
     /// Starts one.
     pub fn start() -> Result<S3sServer> {
-        let folder = dirs::temporary("s3s")?;
+        S3sServer::start_in(dirs::temporary("s3s")?)
+    }
+
+    /// Starts one that keeps its objects there.
+    pub fn start_in(folder: TempDir) -> Result<S3sServer> {
         let service = FolderService::new(folder.path(), None)?;
         let served = service.serve()?;
         Ok(S3sServer { served, _folder: folder })

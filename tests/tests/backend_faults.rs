@@ -226,6 +226,32 @@ fn a_refused_deletion_of_what_the_bucket_never_gets_says_that_it_is_gone() -> Re
     scene.read("guarded", there).map(drop)
 }
 
+/// A deletion that is done is what is known last, but for a write that the bucket may have taken since.
+#[test]
+fn what_was_written_after_a_deletion_is_not_missing_because_nobody_can_look() -> Result<()> {
+    let scene = Scene::start()?;
+    let (old, new) = (Payload::new(70, 1000), Payload::new(71, 2000));
+    scene.put("source", SYNC, new)?;
+    for key in ["copied", "written", "deleted"] {
+        scene.put(key, SYNC, old)?;
+        expect(&scene.peer.delete(BUCKET, key)?, 200);
+    }
+    let blind = [Method::GET, Method::HEAD].map(|method| Rule::on(method, Fault::internal_error()));
+    scene.backend.set_rules(blind);
+    expect(&scene.peer.copy(BUCKET, "source", "copied")?, 504);
+    expect(&scene.try_put("written", SYNC, new)?, 504);
+    for (key, status) in [("copied", 504), ("written", 504), ("deleted", 404)] {
+        expect(&scene.get(key)?, status);
+        ensure!(scene.has(key, new) == (status == 504), "{key}");
+    }
+    scene.backend.set_rules([]);
+    for key in ["copied", "written"] {
+        scene.read(key, new)?;
+    }
+    expect(&scene.get("deleted")?, 404);
+    scene.rests()
+}
+
 /// The upload and the deletion cross in either order.
 #[test]
 fn a_refused_deletion_leaves_what_is_on_its_way() -> Result<()> {

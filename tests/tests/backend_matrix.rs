@@ -116,9 +116,7 @@ impl Folder<'_> {
     }
 
     fn copy(&mut self) -> Result<()> {
-        let headers = [("X-Dragonfly-Object-Operation", "copy"), ("Content-Type", "application/x-www-form-urlencoded")];
-        let body = format!("source_object_key={}", self.key("source"));
-        let copied = self.scene.peer.request("PUT", &Scene::path(&self.key("copy")), &headers, body.as_bytes())?;
+        let copied = self.scene.peer.copy(BUCKET, &self.key("source"), &self.key("copy"))?;
         self.note("copy", &copied, Some(self.payload(3, 9000)))
     }
 

@@ -8,7 +8,6 @@ use dfstore_tests::cli::dfstore;
 use dfstore_tests::data::{PIECE, Payload};
 use dfstore_tests::dirs;
 use dfstore_tests::faulty_backend::{Fault, Rule};
-use dfstore_tests::http::Connection;
 use dfstore_tests::loopfs::LoopFs;
 use dfstore_tests::scene::{ASYNC, BUCKET, EPHEMERAL, PATIENCE, SYNC, Scene, expect};
 use http::Method;
@@ -51,11 +50,7 @@ fn a_flipped_byte_of_a_dirty_object_is_an_error_and_never_reaches_anyone() -> Re
         expect(&scene.get(key)?, 500);
         let second = format!("bytes={PIECE}-{}", PIECE + 9);
         expect(&scene.ask("GET", key, &[("Range", &second)])?, 206);
-        let mut connection = Connection::open(scene.peer.address())?;
-        let copy = [("X-Dragonfly-Object-Operation", "copy"), ("Content-Type", "application/x-www-form-urlencoded")];
-        let body = format!("source_object_key={key}");
-        let copied = connection.request("PUT", &Scene::path("copy"), &copy, body.as_bytes())?;
-        expect(&copied, 500);
+        expect(&scene.peer.copy(BUCKET, key, "copy")?, 500);
     }
     let failures = crc_failures(&scene)?;
     assert!(failures >= 4.0, "{failures}");

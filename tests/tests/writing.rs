@@ -432,13 +432,8 @@ fn a_copy_of_a_dirty_object_is_as_good_as_a_write() -> Result<()> {
     scene.backend.set_rules(no_writes());
     scene.put("original", ASYNC, payload)?;
     scene.put("passing", EPHEMERAL, payload)?;
-    let copy = |source: &str, target: &str| {
-        let headers = [("X-Dragonfly-Object-Operation", "copy"), ("Content-Type", "application/x-www-form-urlencoded")];
-        let body = format!("source_object_key={source}");
-        scene.peer.request("PUT", &Scene::path(target), &headers, body.as_bytes())
-    };
-    expect(&copy("original", "copy")?, 200);
-    expect(&copy("passing", "passing-copy")?, 200);
+    expect(&scene.peer.copy(BUCKET, "original", "copy")?, 200);
+    expect(&scene.peer.copy(BUCKET, "passing", "passing-copy")?, 200);
     assert_eq!(scene.read("copy", payload)?, "pending");
     assert_eq!(scene.keys("")?, ["copy", "original", "passing", "passing-copy"]);
     expect(&scene.peer.delete(BUCKET, "original")?, 200);

@@ -26,7 +26,7 @@ use crate::url::{DfsUrl, encode};
 const LOOK_DELAY: Duration = Duration::from_millis(50);
 /// See [`LOOK_DELAY`].
 const LOOK_DELAY_MAX: Duration = Duration::from_secs(1);
-/// Who waits longer than this for one object is told what for.
+/// Who waits longer than this is told what for.
 const NOTE_AFTER: Duration = Duration::from_secs(5);
 
 /// Runs the command that was asked for.
@@ -174,20 +174,30 @@ async fn wait(peer: &Peer, args: &WaitArgs) -> Result<()> {
     let until = args.timeout.map(|seconds| Instant::now() + Duration::from_secs(seconds));
     let _busy = Progress::new(!args.quiet, "Waiting", None);
     let mut delay = LOOK_DELAY;
+    let mut note_at = (!args.quiet).then(|| Instant::now() + NOTE_AFTER);
     loop {
         if let Some(entry) = ask(peer, &dead.first_page(1)).await?.entries.into_iter().next() {
             return Err(set_aside(&entry));
         }
         let left = ask(peer, &all.first_page(1)).await?;
         let Some(first) = left.entries.first() else { return Ok(()) };
+        let name = encode(&first.bucket, &first.key);
         if until.is_some_and(|until| Instant::now() >= until) {
-            let name = encode(&first.bucket, &first.key);
-            let error = anyhow!("the time is over, and {name} (among others, maybe) still waits for the backend");
-            return Err(with_hint(error, "see 'dfstore writeback ls' for why"));
+            let why = why(first);
+            let error = anyhow!("the time is over, and {name} (among others, maybe) still waits for the backend{why}");
+            return Err(with_hint(error, "see 'dfstore writeback ls' for the others"));
+        }
+        if note_at.take_if(|at| Instant::now() >= *at).is_some() {
+            note(format_args!("Note: {name} (among others, maybe) waits for the backend{}", why(first)));
         }
         time::sleep(delay).await;
         delay = (delay * 2).min(LOOK_DELAY_MAX);
     }
+}
+
+/// What went wrong with an entry last, if anything did.
+fn why(entry: &QueueEntry) -> String {
+    if entry.last_error.is_empty() { String::new() } else { format!(": {}", entry.last_error) }
 }
 
 fn set_aside(entry: &QueueEntry) -> anyhow::Error {
@@ -215,23 +225,26 @@ pub async fn wait_for_object(peer: &Peer, target: &Target, generation: u64) -> R
             VersionState::Ephemeral => bail!("{name} is ephemeral: the backend never gets it"),
             VersionState::Dirty => {}
         }
-        let (bucket, key) = (target.object.bucket.clone(), target.object.key.clone());
-        let dead = Part { bucket, prefix: key, dead_only: true };
-        // A node that cannot be asked is no reason to give up: whether the backend has it is known all the same.
-        let found = ask(peer, &dead.first_page(1)).await.ok().and_then(|page| page.entries.into_iter().next());
-        let is_it = |entry: &QueueEntry| entry.key == target.object.key && entry.generation == generation;
-        if let Some(entry) = found.filter(is_it) {
+        if let Some(entry) = entry_of(peer, target, generation, true).await {
             return Err(set_aside(&entry));
         }
         if note_at.take_if(|at| Instant::now() >= *at).is_some() {
+            let why = entry_of(peer, target, generation, false).await.map(|entry| why(&entry)).unwrap_or_default();
             note(format_args!(
-                "Note: {name} is written and waits for the backend; interrupting this does not take it back \
-                 ('dfstore writeback ls' says why it waits)"
+                "Note: {name} is written, interrupting this does not take it back; it waits for the backend{why}"
             ));
         }
         time::sleep(delay).await;
         delay = (delay * 2).min(LOOK_DELAY_MAX);
     }
+}
+
+/// The queue's entry of a version. A node that cannot be asked is no reason to give up: whether the backend has the
+/// version is known all the same.
+async fn entry_of(peer: &Peer, target: &Target, generation: u64, dead_only: bool) -> Option<QueueEntry> {
+    let (bucket, prefix) = (target.object.bucket.clone(), target.object.key.clone());
+    let page = ask(peer, &Part { bucket, prefix, dead_only }.first_page(1)).await.ok()?;
+    page.entries.into_iter().find(|entry| entry.key == target.object.key && entry.generation == generation)
 }
 
 /// Gives an order about one object, or about all below a prefix.

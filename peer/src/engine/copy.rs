@@ -62,6 +62,8 @@ impl Owner {
     pub async fn copy_from(self: &Rc<Self>, source: &Target, target: &Target) -> Result<(), ObjectError> {
         let task = self.task(target);
         let _backend = task.backend_lock.lock().await;
+        // Also when no answer comes, or when nobody can look at the copy: a deletion before it is not the last any more.
+        self.graves.borrow_mut().reopen(&target.task);
         self.context.backend.copy(source.name.clone(), target.name.clone()).await?;
         let copied = self.context.backend.head(target.name.clone()).await.ok();
         let commit = task.commit_lock.lock().await;

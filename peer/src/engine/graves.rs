@@ -48,7 +48,7 @@ impl Graves {
         }
     }
 
-    /// There is a version of the task again.
+    /// There is a version of the task again, or the bucket may have one.
     pub fn reopen(&mut self, task: &TaskId) {
         if let Some(grave) = self.graves.get_mut(task) {
             grave.is_last = false;

@@ -248,6 +248,8 @@ impl Owner {
             condition: WriteCondition::Always,
             damaged: Rc::default(),
         };
+        // Should no answer come, the bucket may have it: a deletion before it is not the last that is known any more.
+        self.graves.borrow_mut().reopen(&task.target.task);
         let meta = self.send(&outgoing).await.inspect_err(|_| written.give_back())?;
         let generation = self.reserve(task).await.inspect_err(|_| written.give_back())?;
         let mut done = self.install(task, meta, TaskState::Clean, upload, written, generation).await?;

@@ -301,10 +301,7 @@ impl Node {
 
     /// Copies an object within the bucket.
     pub fn copy(&self, source: &str, key: &str) -> Result<()> {
-        let form = ("Content-Type", "application/x-www-form-urlencoded");
-        let headers = [form, ("X-Dragonfly-Object-Operation", "copy")];
-        let body = format!("source_object_key={source}");
-        let answer = self.peer.request("PUT", &Node::path(key), &headers, body.as_bytes())?;
+        let answer = self.peer.copy(BUCKET, source, key)?;
         ensure!(answer.status() == 200, "copy {source} to {key} at {}: {}", self.id, answer.text());
         Ok(())
     }
