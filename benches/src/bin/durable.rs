@@ -1,7 +1,7 @@
 //! `dfstore-durable`: small durable writes against the sync of the same disk, and what writers gain by coming together.
 //!
-//! In turn: a loop that writes 4 KiB and calls `fdatasync`; one client that puts 4 KiB and waits for the answer; many
-//! clients that do so at once. Between the runs the peer writes everything back, so that each begins with a quiet disk.
+//! In turn: a loop that writes 4 KiB and calls `fdatasync`; one client that puts 4 KiB and waits for the answer; the loop
+//! again; many clients that put at once. Between the runs the peer writes everything back, so that each begins with a quiet disk.
 //! The S3 server, which stands for another machine, gets only the time of the cores that nothing else wants, and keeps
 //! its objects in memory: it is not to meet the peer at the disk.
 
@@ -100,13 +100,7 @@ fn run(arguments: &Arguments) -> Result<()> {
 }
 
 fn measured(arguments: &Arguments, file: &File, lab: &Lab, round: u32) -> Result<Round> {
-    let mut syncs = Vec::new();
-    for number in 0..arguments.writes {
-        let began = Instant::now();
-        file.write_all_at(&[2; LENGTH], number * LENGTH as u64)?;
-        file.sync_data()?;
-        syncs.push(began.elapsed());
-    }
+    let mut syncs = synced(file, arguments.writes)?;
     let path = |client: usize, number: usize| {
         let key = format!("r{round}-{client}-{number}");
         format!("{}?mode={}", Peer::object_path(BUCKET, &key), arguments.mode)
@@ -128,6 +122,8 @@ fn measured(arguments: &Arguments, file: &File, lab: &Lab, round: u32) -> Result
     let alone_per_second = arguments.writes as f64 / began.elapsed().as_secs_f64();
     let (commits_alone, busy) = commits(lab)?;
     until_quiet(lab)?;
+    // The disk's pace drifts: what the writes are compared with is taken on both sides of them.
+    syncs.extend(synced(file, arguments.writes)?);
     let open = |_| Ok((Connection::open(lab.peer.address())?, 0));
     let mut clients = (0..arguments.clients).map(open).collect::<Result<Vec<_>>>()?;
     let (commits_together, _) = commits(lab)?;
@@ -146,6 +142,17 @@ fn measured(arguments: &Arguments, file: &File, lab: &Lab, round: u32) -> Result
         together_per_second: all / took.as_secs_f64(),
         group: all / commits_together,
     })
+}
+
+/// The times of so many rewrites of a block with its sync.
+fn synced(file: &File, writes: u64) -> Result<Vec<Duration>> {
+    let one = |number| {
+        let began = Instant::now();
+        file.write_all_at(&[2; LENGTH], number * LENGTH as u64)?;
+        file.sync_data()?;
+        Ok(began.elapsed())
+    };
+    (0..writes).map(one).collect()
 }
 
 /// Catalog transactions so far, and the seconds they took.
