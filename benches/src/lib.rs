@@ -15,8 +15,11 @@ pub mod pairs;
 
 use std::process::ExitCode;
 
-/// How a program of `src/bin` ends: what went wrong is said on standard error.
+use dfstore_tests::dirs;
+
+/// How a program of `src/bin` ends: its folders go, and what went wrong is said on standard error.
 pub fn exit_code(result: anyhow::Result<()>) -> ExitCode {
+    dirs::remove_run_folders();
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

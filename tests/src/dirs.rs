@@ -14,8 +14,10 @@ use tempfile::TempDir;
 
 /// Overrides where temporary folders lie, for a `target/` on a file system without `O_DIRECT`.
 pub const SCRATCH_VARIABLE: &str = "DFSTORE_SCRATCH";
-/// Where Linux keeps files in memory.
+/// Where Linux keeps files in memory, and where ours lie there.
 const MEMORY_FILES: &str = "/dev/shm";
+/// See [`MEMORY_FILES`].
+const MEMORY_ROOT: &str = "/dev/shm/dfstore-tests";
 
 /// The `target/` folder of the build that this process comes from.
 pub fn target() -> Result<PathBuf> {
@@ -34,14 +36,11 @@ pub fn temporary(name: &str) -> Result<TempDir> {
 /// A new folder in memory, for a server that stands for another machine: what it writes is not to meet what is measured
 /// at the disk. Without a file system for it, as [`temporary`].
 pub fn in_memory(name: &str) -> Result<TempDir> {
-    static FOLDER: OnceLock<PathBuf> = OnceLock::new();
-    if !Path::new(MEMORY_FILES).is_dir() {
-        return temporary(name);
-    }
-    new_in(&run_folder_below(&FOLDER, || Ok(Path::new(MEMORY_FILES).join("dfstore-tests")))?, name)
+    if Path::new(MEMORY_FILES).is_dir() { new_in(&memory_run_folder()?, name) } else { temporary(name) }
 }
 
 fn new_in(folder: &Path, name: &str) -> Result<TempDir> {
+    fs::create_dir_all(folder).with_context(|| format!("cannot create {}", folder.display()))?;
     let prefix = format!("{name}-");
     let new = tempfile::Builder::new().prefix(&prefix).tempdir_in(folder);
     new.with_context(|| format!("a folder in {}", folder.display()))
@@ -55,24 +54,27 @@ fn run_folder() -> Result<PathBuf> {
     })
 }
 
-fn run_folder_below(known: &OnceLock<PathBuf>, root: impl FnOnce() -> Result<PathBuf>) -> Result<PathBuf> {
-    let folder = match known.get() {
-        Some(folder) => folder.clone(),
-        None => {
-            let root = root()?;
-            remove_leftovers(&root);
-            known.get_or_init(|| root.join(format!("run-{}", process::id()))).clone()
-        }
-    };
-    fs::create_dir_all(&folder).with_context(|| format!("cannot create {}", folder.display()))?;
-    Ok(folder)
+fn memory_run_folder() -> Result<PathBuf> {
+    static FOLDER: OnceLock<PathBuf> = OnceLock::new();
+    run_folder_below(&FOLDER, || Ok(PathBuf::from(MEMORY_ROOT)))
 }
 
-/// Removes this process's run folder, if nothing is left in it. Called at the end by programs that clean up wholly.
-pub fn remove_run_folder() {
-    if let Ok(folder) = run_folder() {
+/// This process's folder below `root`; what killed runs have left beside it is removed at the first call.
+fn run_folder_below(known: &OnceLock<PathBuf>, root: impl FnOnce() -> Result<PathBuf>) -> Result<PathBuf> {
+    if let Some(folder) = known.get() {
+        return Ok(folder.clone());
+    }
+    let root = root()?;
+    remove_leftovers(&root);
+    Ok(known.get_or_init(|| root.join(format!("run-{}", process::id()))).clone())
+}
+
+/// Removes this process's run folders, if nothing is left in them. Called at the end by programs that clean up wholly.
+pub fn remove_run_folders() {
+    for folder in [run_folder(), memory_run_folder()].into_iter().flatten() {
         let _ = fs::remove_dir(folder);
     }
+    let _ = fs::remove_dir(MEMORY_ROOT);
 }
 
 fn remove_leftovers(root: &Path) {

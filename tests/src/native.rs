@@ -16,8 +16,9 @@ use dfstore_proto::frame::{PieceHead, RequestId};
 use dfstore_proto::ids::ObjectName;
 use dfstore_proto::limits::PIECE_BYTES_MAX;
 use dfstore_proto::message::{
-    Delete, Evict, Hello, Message, NodeInfo, Nodes, Open, Prefetch, PutBegin, PutCommit, PutDone, PutReady,
-    Read as ReadPieces, ReadEnd, Role, Route, Scope, Stat, Target, Token, VersionInfo, Where, WhereOk, Worked,
+    Delete, Evict, Hello, Message, NodeInfo, Nodes, Open, Prefetch, PutBegin, PutCommit, PutDone, PutReady, Queue,
+    QueueEntry, Read as ReadPieces, ReadEnd, Role, Route, Scope, Stat, Target, Token, VersionInfo, Where, WhereOk,
+    Worked,
 };
 use dfstore_proto::object::{ObjectMeta, WriteMode};
 use dfstore_proto::preface::Versions;
@@ -120,6 +121,14 @@ impl NativeClient {
                 }
                 other => bail!("no NODES_OK but {other:?}"),
             }
+        }
+    }
+
+    /// The first page of the write-back queue.
+    pub fn queue(&mut self) -> Result<Vec<QueueEntry>> {
+        match self.ask(Queue { limit: 1000, ..Queue::default() })? {
+            Message::QueueOk(page) => Ok(page.entries),
+            other => bail!("no QUEUE_OK but {other:?}"),
         }
     }
 

@@ -1,13 +1,14 @@
 //! Bad days of the backend: the client gets a clear answer, and nothing that is not verified is kept.
 
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Error, Result, ensure};
 use dfstore_tests::data::{PIECE, Payload};
 use dfstore_tests::eventually;
 use dfstore_tests::faulty_backend::{Fault, Rule};
 use dfstore_tests::http::Connection;
+use dfstore_tests::native::NativeClient;
 use dfstore_tests::scene::{ASYNC, BUCKET, EPHEMERAL, PATIENCE, SYNC, Scene, expect};
 use http::Method;
 
@@ -187,6 +188,34 @@ fn a_write_back_survives_every_fault_that_heals() -> Result<()> {
     scene.rests()
 }
 
+/// An outage has made the pauses long, in both shards; the end of it is seen by one object.
+#[test]
+fn what_an_outage_has_put_off_is_written_back_at_once_when_it_ends() -> Result<()> {
+    const SHORTEST_PAUSE_MS: u64 = 3000;
+    let scene = Scene::start()?;
+    scene.backend.set_down(true);
+    let object = |number: u64| (format!("put-off/{number}"), Payload::new(80 + number, 1000));
+    for (key, payload) in (0..12).map(object) {
+        scene.put(&key, ASYNC, payload)?;
+    }
+    let now_ms = || SystemTime::UNIX_EPOCH.elapsed().map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(0));
+    let put_off = || {
+        let entries = NativeClient::connect_any(scene.peer.address()).ok()?.queue().ok()?;
+        let are_long = entries.iter().all(|entry| entry.due_at_ms > now_ms() + SHORTEST_PAUSE_MS);
+        (entries.len() == 12 && are_long).then_some(entries)
+    };
+    let entries = eventually("all pauses are long", PATIENCE, put_off)?;
+    scene.backend.set_down(false);
+    let (first, others) = entries.split_first().context("twelve")?;
+    scene.peer.dfstore(&["writeback", "retry", &format!("dfs://{BUCKET}/{}", first.key)])?.success()?;
+    for (key, payload) in (0..12).map(object) {
+        scene.until_written_back(&key, payload)?;
+    }
+    let due = others.iter().map(|entry| entry.due_at_ms).min().context("eleven")?;
+    ensure!(now_ms() < due, "each has waited for its own time");
+    Ok(())
+}
+
 /// The answer to what made the object is lost: that the bucket has it is seen by a look, and it is not sent again.
 #[test]
 fn a_write_whose_answer_is_lost_is_recognised_and_not_sent_again() -> Result<()> {
@@ -226,29 +255,76 @@ fn a_refused_deletion_of_what_the_bucket_never_gets_says_that_it_is_gone() -> Re
     scene.read("guarded", there).map(drop)
 }
 
+#[test]
+fn a_deletion_that_was_acknowledged_is_not_undone_by_one_that_is_refused() -> Result<()> {
+    let scene = Scene::start()?;
+    scene.put("twice", SYNC, Payload::new(54, 1000))?;
+    scene.backend.set_rules([Rule::on(Method::DELETE, Fault::internal_error())]);
+    expect(&scene.peer.delete(BUCKET, "twice")?, 202);
+    scene.backend.set_rules([Rule::on(Method::DELETE, Fault::access_denied())]);
+    expect(&scene.peer.delete(BUCKET, "twice")?, 202);
+    expect(&scene.get("twice")?, 404);
+    scene.backend.set_rules([]);
+    expect(&scene.peer.delete(BUCKET, "twice")?, 200);
+    expect(&scene.get("twice")?, 404);
+    ensure!(scene.backend.stored(BUCKET, "twice").is_none(), "the bucket still has it");
+    scene.rests()
+}
+
+/// One deletion is under way for both, and none of them is told that it will be done.
+#[test]
+fn deletions_at_the_same_time_are_refused_together() -> Result<()> {
+    let scene = Scene::start()?;
+    let payload = Payload::new(55, 1000);
+    scene.put("both", SYNC, payload)?;
+    scene.backend.set_rules([Rule::on(Method::DELETE, Fault::internal_error())]);
+    scene.backend.forget();
+    thread::scope(|threads| {
+        let mut deletions = Vec::new();
+        for _ in 0..2 {
+            let told = scene.backend.requests_of(&Method::DELETE);
+            deletions.push(threads.spawn(|| scene.peer.delete(BUCKET, "both")));
+            let again = || (scene.backend.requests_of(&Method::DELETE) > told).then_some(());
+            eventually("the bucket is told", PATIENCE, again)?;
+        }
+        scene.backend.set_rules([Rule::on(Method::DELETE, Fault::access_denied())]);
+        for deletion in deletions {
+            expect(&deletion.join().expect("no panic")?, 403);
+        }
+        scene.read("both", payload).map(drop)
+    })?;
+    scene.rests()
+}
+
 /// A deletion that is done is what is known last, but for a write that the bucket may have taken since.
 #[test]
 fn what_was_written_after_a_deletion_is_not_missing_because_nobody_can_look() -> Result<()> {
     let scene = Scene::start()?;
     let (old, new) = (Payload::new(70, 1000), Payload::new(71, 2000));
     scene.put("source", SYNC, new)?;
-    for key in ["copied", "written", "deleted"] {
+    let keys = ["copied", "written", "lost", "deleted", "refused", "not-copied"];
+    for key in keys {
         scene.put(key, SYNC, old)?;
         expect(&scene.peer.delete(BUCKET, key)?, 200);
     }
+    let put = |fault, key: &str| Rule::on(Method::PUT, fault).at(format!("{BUCKET}/{key}"));
+    let faults = [put(Fault::LoseAnswer, "lost"), put(Fault::access_denied(), "refused")];
     let blind = [Method::GET, Method::HEAD].map(|method| Rule::on(method, Fault::internal_error()));
-    scene.backend.set_rules(blind);
+    scene.backend.set_rules(faults.into_iter().chain(blind));
     expect(&scene.peer.copy(BUCKET, "source", "copied")?, 504);
-    expect(&scene.try_put("written", SYNC, new)?, 504);
-    for (key, status) in [("copied", 504), ("written", 504), ("deleted", 404)] {
-        expect(&scene.get(key)?, status);
-        ensure!(scene.has(key, new) == (status == 504), "{key}");
+    expect(&scene.peer.copy(BUCKET, "deleted", "not-copied")?, 404);
+    for (key, status) in [("written", 504), ("lost", 504), ("refused", 403)] {
+        expect(&scene.try_put(key, SYNC, new)?, status);
+    }
+    let is_written = |key: &str| ["copied", "written", "lost"].contains(&key);
+    for key in keys {
+        expect(&scene.get(key)?, if is_written(key) { 504 } else { 404 });
+        ensure!(scene.has(key, new) == is_written(key), "{key}");
     }
     scene.backend.set_rules([]);
-    for key in ["copied", "written"] {
-        scene.read(key, new)?;
+    for key in keys {
+        if is_written(key) { scene.read(key, new).map(drop)? } else { expect(&scene.get(key)?, 404) }
     }
-    expect(&scene.get("deleted")?, 404);
     scene.rests()
 }
 

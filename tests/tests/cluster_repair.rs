@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use dfstore_proto::message::NodeRole;
-use dfstore_tests::cluster::{Cluster, Node};
+use dfstore_tests::cluster::{Cluster, Node, NodeOptions};
 use dfstore_tests::data::{PIECE, Payload};
 use dfstore_tests::eventually;
 use dfstore_tests::scene::{ASYNC, EPHEMERAL, PATIENCE};
@@ -117,6 +117,32 @@ fn emptied_and_filled(decides: bool) -> Result<()> {
     ensure!(objects.iter().any(|(key, _)| is_mine(key)), "nothing to fill it with");
     objects.iter().try_for_each(|(key, _)| until_on_its_homes(&cluster, key))?;
     objects.iter().try_for_each(|(key, payload)| cluster[EMPTIED].read(key, *payload).map(drop))?;
+    Ok(())
+}
+
+/// More of them than a round tells of.
+#[test]
+fn a_new_seed_hears_of_every_ephemeral_object() -> Result<()> {
+    const OBJECTS: usize = 900;
+    const WRITERS: usize = 6;
+    let mut cluster = Cluster::builder().seeds(2).start()?;
+    let key = |number: usize| format!("told/{number:03}");
+    std::thread::scope(|scope| {
+        let write = |first: usize| {
+            let node = &cluster[first % 2];
+            (first..OBJECTS)
+                .step_by(WRITERS)
+                .try_for_each(|number| node.put(&key(number), EPHEMERAL, Payload::new(1, 9)).map(drop))
+        };
+        let writers: Vec<_> = (0..WRITERS).map(|first| scope.spawn(move || write(first))).collect();
+        writers.into_iter().try_for_each(|writer| writer.join().expect("no panic"))
+    })?;
+    cluster.add(NodeRole::Seed, vec![NodeOptions::default()])?;
+    cluster.until_complete()?;
+    for node in cluster.nodes() {
+        let all = || (node.keys("limit=1000").ok()?.len() == OBJECTS).then_some(());
+        eventually(&format!("{} lists all of them", node.id()), REPAIR_PATIENCE, all)?;
+    }
     Ok(())
 }
 

@@ -178,7 +178,7 @@ fn a_deletion_is_seen_at_once_and_nothing_comes_back() -> Result<()> {
 fn a_deleted_object_is_not_served_from_an_old_copy_while_the_bucket_is_down() -> Result<()> {
     let cluster = Cluster::builder().seeds(2).peers(2).start()?;
     let payload = Payload::new(40, PIECE + 1);
-    for (key, mode) in [("clean", SYNC), ("pending", ASYNC), ("ephemeral", EPHEMERAL)] {
+    for (key, mode) in [("clean", SYNC), ("pending", ASYNC), ("ephemeral", EPHEMERAL), ("tried-again", SYNC)] {
         cluster[2].put(key, mode, payload)?;
         cluster[3].read(key, payload)?;
         cluster[0].delete(key)?;
@@ -190,6 +190,12 @@ fn a_deleted_object_is_not_served_from_an_old_copy_while_the_bucket_is_down() ->
             let answer = cluster[index].ask("GET", key, &[])?;
             assert_eq!(answer.status(), 404, "{key} at {index}: {:?}", answer.head.headers);
         }
+    }
+    // A write that may have reached the bucket: it is not missing for sure any more, and what is older stays deleted.
+    assert_eq!(cluster[2].try_put("tried-again", SYNC, payload, &[])?.status(), 504);
+    for index in [3, 2, 1, 0] {
+        let answer = cluster[index].ask("GET", "tried-again", &[])?;
+        assert_eq!(answer.status(), 504, "at {index}: {:?} {}", answer.head.headers, answer.text());
     }
     cluster.faulty()?.set_down(false);
     cluster[3].put("clean", SYNC, payload)?;
@@ -281,6 +287,27 @@ fn what_a_copy_replaced_does_not_come_back_when_the_home_is_restarted() -> Resul
     cluster.until_complete()?;
     for key in &keys {
         eventually(&format!("{key} is a copy"), PATIENCE, || cluster[1].read(key, copied).ok())?;
+        cluster[0].read(key, copied)?;
+    }
+    Ok(())
+}
+
+/// The bucket has the copy, and nobody can look at it yet.
+#[test]
+fn what_a_copy_replaced_does_not_come_back_though_the_copy_cannot_be_looked_at() -> Result<()> {
+    let cluster = Cluster::builder().peers(1).start()?;
+    let copied = Payload::new(62, 10);
+    cluster[0].put("source", SYNC, copied)?;
+    let keys: Vec<String> = (0..4).map(|number| format!("unseen-{number}")).collect();
+    for key in &keys {
+        cluster[1].put(key, EPHEMERAL, Payload::new(63, 20))?;
+        let blind = Rule::on(Method::HEAD, Fault::internal_error()).at(format!("{BUCKET}/{key}")).times(3);
+        cluster.faulty()?.set_rules([blind]);
+        assert_eq!(cluster[0].try_copy("source", key)?.status(), 504);
+    }
+    // The writer tells of what it holds once a second.
+    for key in &keys {
+        eventually(&format!("{key} is a copy at its writer"), PATIENCE, || cluster[1].read(key, copied).ok())?;
         cluster[0].read(key, copied)?;
     }
     Ok(())

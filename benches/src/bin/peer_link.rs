@@ -16,7 +16,7 @@ use dfstore_proto::message::Scope;
 use dfstore_tests::cluster::{Cluster, Node};
 use dfstore_tests::data::Payload;
 use dfstore_tests::process::{cpu_time, watch_over_this_program};
-use dfstore_tests::{dirs, until};
+use dfstore_tests::until;
 
 const KEY: &str = "link";
 /// Indices of the nodes.
@@ -56,15 +56,7 @@ struct Arguments {
 fn main() -> ExitCode {
     watch_over_this_program();
     let arguments = Arguments::parse();
-    let outcome = until::heed_signals().and_then(|()| run(arguments));
-    dirs::remove_run_folder();
-    match outcome {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("error: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
+    dfstore_benches::exit_code(until::heed_signals().and_then(|()| run(arguments)))
 }
 
 fn run(arguments: Arguments) -> Result<()> {

@@ -57,15 +57,7 @@ struct Arguments {
 fn main() -> ExitCode {
     watch_over_this_program();
     let arguments = Arguments::parse();
-    let outcome = until::heed_signals().and_then(|()| run(arguments));
-    dirs::remove_run_folder();
-    match outcome {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("error: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
+    dfstore_benches::exit_code(until::heed_signals().and_then(|()| run(arguments)))
 }
 
 /// Everything that runs. Fields are dropped in this order: processes before their namespaces.

@@ -50,6 +50,8 @@ pub struct Context {
     pub uploads: Arc<AtomicU32>,
     /// Evictions of all shards.
     pub evictions: Arc<Evictions>,
+    /// Outages of the backend whose end a write-back has seen: each shard tries at once what it has put off.
+    pub outages_ended: Arc<AtomicU64>,
     /// Numbers for uploads and readers.
     pub next_id: Arc<AtomicU64>,
 }

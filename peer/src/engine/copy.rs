@@ -62,22 +62,28 @@ impl Owner {
     pub async fn copy_from(self: &Rc<Self>, source: &Target, target: &Target) -> Result<(), ObjectError> {
         let task = self.task(target);
         let _backend = task.backend_lock.lock().await;
-        // Also when no answer comes, or when nobody can look at the copy: a deletion before it is not the last any more.
-        self.graves.borrow_mut().reopen(&target.task);
-        self.context.backend.copy(source.name.clone(), target.name.clone()).await?;
-        let copied = self.context.backend.head(target.name.clone()).await.ok();
+        let (from, to) = (source.name.clone(), target.name.clone());
+        let copied = async { self.context.backend.copy(from, to).await.map_err(ObjectError::from) };
+        self.changing_bucket(&task, copied).await?;
+        let copied = self.context.backend.head(target.name.clone()).await;
         let commit = task.commit_lock.lock().await;
         let now_ms = unix_ms();
-        let Some(meta) = copied else {
-            let changes = vec![Change::RemoveTask { task: target.task }, Change::RemoveWriteBack { task: target.task }];
-            self.context.catalog.commit(changes, Durability::Durable).await?;
-            self.queue.remove(&task);
-            if let Some(before) = self.publish(&task, None) {
-                self.let_go(before);
-            }
-            return Ok(());
-        };
         let generation = self.next_number(&task, now_ms);
+        let meta = match copied {
+            Ok(meta) => meta,
+            Err(error) => {
+                let changes =
+                    vec![Change::RemoveTask { task: target.task }, Change::RemoveWriteBack { task: target.task }];
+                self.context.catalog.commit(changes, Durability::Durable).await?;
+                self.queue.remove(&task);
+                // Whoever tells of what the copy has replaced is told that it is gone.
+                self.graves.borrow_mut().note(target.task, generation);
+                if let Some(before) = self.publish(&task, None) {
+                    self.let_go(before);
+                }
+                return Err(error.into());
+            }
+        };
         let version = Rc::new(Version::new(target.task, generation, meta, TaskState::Clean, None));
         version.validated_at_ms.set(now_ms);
         // Its number outlives a restart: who holds an older version that only peers have may not have heard of this one.

@@ -20,6 +20,7 @@ use crate::engine::owner::Owner;
 use crate::engine::request::{DeleteDone, Standing, Target};
 use crate::engine::task::Task;
 use crate::engine::version::Version;
+use crate::engine::writeback::Entry;
 use crate::limits::DELETE_WAIT;
 use crate::rt::mailbox::oneshot;
 use crate::rt::shard::spawn_local;
@@ -46,7 +47,7 @@ impl Owner {
         let task = self.task(target);
         let deadline = since_start() + DELETE_WAIT;
         let mut asked_about = None;
-        let (told, tombstone, was_pending) = loop {
+        let (entry, tombstone, was_pending) = loop {
             self.settle_if_home(&task).await?;
             let protected = self.protected(&task);
             if let Some(generation) = protected
@@ -62,6 +63,11 @@ impl Owner {
             if self.protected(&task) != protected && since_start() < deadline {
                 continue;
             }
+            if let Some((entry, tombstone)) = self.deletion_under_way(&task) {
+                // One that was acknowledged stays, whatever becomes of this request.
+                self.queue.revive(&entry);
+                break (Some(entry), tombstone, false);
+            }
             let now_ms = unix_ms();
             let was_pending = task.current().is_some_and(|before| before.standing() != Standing::Clean);
             let generation = self.next_number(&task, now_ms);
@@ -70,17 +76,30 @@ impl Owner {
             self.record_replacement(&task, &tombstone, Some(&record)).await?;
             let tombstone = Rc::new(tombstone);
             self.publish_new(&task, tombstone.clone(), Some(record));
-            break (self.queue.outcome(&task), tombstone, was_pending);
+            break (self.queue.entry(&target.task), tombstone, was_pending);
         };
+        let told = self.queue.outcome(&task);
         let done = match timeout(deadline.saturating_sub(since_start()), told).await {
             Ok(Ok(Err(error))) if was_pending => return Err(error.with_note(PENDING_IS_GONE)),
             Ok(Ok(outcome)) => outcome.map(|()| DeleteDone::Deleted)?,
             // Told later, or replaced by a newer write, which then is what the client wanted last.
-            Ok(Err(_)) | Err(_) => DeleteDone::Pending,
+            Ok(Err(_)) | Err(_) => {
+                if let Some(entry) = entry {
+                    entry.acknowledge();
+                }
+                DeleteDone::Pending
+            }
         };
         // Not of one that was refused: if this peer is lost, the witness would carry it out all the same.
         self.tell_witness(&task, &tombstone).await;
         Ok(done)
+    }
+
+    /// The tombstone of a task and its entry in the queue, if the backend is still to be told of it.
+    fn deletion_under_way(&self, task: &Task) -> Option<(Rc<Entry>, Rc<Version>)> {
+        let tombstone = task.current().filter(|version| version.state.get() == TaskState::Deleted)?;
+        let entry = self.queue.entry(&task.target.task)?;
+        (entry.generation == tombstone.generation).then_some((entry, tombstone))
     }
 
     /// The version that a refused deletion must not cost: one that the backend is still to get, if it is this peer that

@@ -21,7 +21,7 @@ pub struct Graves {
 #[derive(Default)]
 struct Grave {
     generation: u64,
-    /// Nothing is known to have come after it, here or in the bucket.
+    /// Nothing is known to have come after it, here or in the bucket, nor to have been sent there.
     is_last: bool,
 }
 
@@ -48,11 +48,9 @@ impl Graves {
         }
     }
 
-    /// There is a version of the task again, or the bucket may have one.
-    pub fn reopen(&mut self, task: &TaskId) {
-        if let Some(grave) = self.graves.get_mut(task) {
-            grave.is_last = false;
-        }
+    /// There is a version of the task again, or the bucket may have one. Tells whether the deletion was the last before.
+    pub fn reopen(&mut self, task: &TaskId) -> bool {
+        self.graves.get_mut(task).is_some_and(|grave| std::mem::replace(&mut grave.is_last, false))
     }
 
     /// Whether the last that is known of a task is its deletion.
@@ -90,8 +88,7 @@ mod tests {
         assert!(graves.is_closed(&task(0)) && graves.generation_of(&task(0)) == Some(7));
         graves.note(task(0), 8);
         assert!(graves.is_closed(&task(0)));
-        graves.reopen(&task(0));
-        graves.reopen(&task(1));
+        assert!(graves.reopen(&task(0)) && !graves.reopen(&task(0)) && !graves.reopen(&task(1)));
         assert!(!graves.is_closed(&task(0)) && graves.generation_of(&task(0)) == Some(8));
     }
 

@@ -34,13 +34,24 @@ impl Owner {
     pub async fn answer_locate(self: &Rc<Self>, asked: Locate) -> Result<Message, ObjectError> {
         let target = Target::of(asked.target.object);
         let task = self.task(&target);
+        let held = asked.known.as_ref().map(|known| known.generation);
         if let Some(known) = asked.known.filter(|_| task.current().is_none()) {
             let is_news = task.claimed.borrow().as_ref().is_none_or(|claimed| claimed.generation < known.generation);
             if is_news {
                 task.claimed.replace(Some(known));
             }
         }
-        let opened = self.open_as_home(&target, asked.no_cache).await?;
+        let opened = match self.open_as_home(&target, asked.no_cache).await {
+            // What has come after the deletion cannot be seen; what the asker holds is older, and not to be served.
+            Err(error)
+                if error.is_retryable()
+                    && held.is_some()
+                    && held <= self.graves.borrow().generation_of(&target.task) =>
+            {
+                return Err(ObjectError::PreconditionFailed);
+            }
+            opened => opened?,
+        };
         let mut info = opened.stat.to_info(target.task);
         if let Ok(version) = self.opened_version(&target.task, info.generation) {
             version.note_remote_reader();

@@ -22,11 +22,28 @@ impl Owner {
     pub async fn ask_home(self: &Rc<Self>, task: &Rc<Task>, no_cache: bool) -> Result<bool, ObjectError> {
         let epoch = task.epoch.get();
         let locate = || Locate { target: task.target.to_message(), no_cache, known: known_version(task) };
-        match self.ask_homes(task, locate).await {
+        let answer = self.ask_homes(task, locate).await;
+        if answer
+            .as_ref()
+            .is_err_and(|error| !matches!(error, ObjectError::NotFound(_) | ObjectError::PeerUnavailable(_)))
+        {
+            // The home has answered, and does not know that a deletion was the last.
+            self.graves.borrow_mut().reopen(&task.target.task);
+        }
+        match answer {
             Ok(Some(Message::Located(info))) => return self.adopt(task, epoch, info).await,
             Ok(Some(other)) => return Err(ObjectError::unexpected(&other)),
             Ok(None) => {}
             Err(ObjectError::NotFound(_)) => return self.adopt_absence(task, epoch).await,
+            Err(ObjectError::PreconditionFailed) => {
+                // What is held here was deleted; the home cannot see what has come after that.
+                return self.adopt_absence(task, epoch).await.map_err(|error| match error {
+                    ObjectError::NotFound(name) => ObjectError::BackendUnavailable(format!(
+                        "{name} was deleted, and what was written after that cannot be looked at"
+                    )),
+                    error => error,
+                });
+            }
             Err(error) => {
                 if task.current().is_some_and(|version| !version.is_clean() && !version.published.get()) {
                     // Written here, and the home does not know of it yet.

@@ -73,6 +73,8 @@ pub struct Owner {
     pub copies: Permits,
     /// Where the last round of repair ended.
     pub repaired_up_to: Cell<TaskId>,
+    /// Where the last round that told homes of ephemeral objects ended, unless it came to the end.
+    pub retold_up_to: RefCell<Option<ObjectName>>,
 }
 
 impl Owner {

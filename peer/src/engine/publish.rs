@@ -6,6 +6,7 @@
 //! that the backend must have first is done by the home for this peer. When no home can be reached, this peer acts
 //! alone, and the queue tells the home when it is back.
 
+use std::ops::Bound;
 use std::rc::Rc;
 
 use dfstore_proto::message::{
@@ -21,7 +22,7 @@ use crate::engine::owner::Owner;
 use crate::engine::request::{CommitRequest, DeleteDone, PutRequest, Target};
 use crate::engine::task::Task;
 use crate::engine::version::Version;
-use crate::limits::{HOMES_ASKED_MAX, PIECE_BYTES};
+use crate::limits::{HOMES_ASKED_MAX, PIECE_BYTES, REPAIR_TASKS_MAX};
 use crate::rt::shard::spawn_local;
 use crate::rt::time::unix_ms;
 
@@ -48,6 +49,24 @@ impl Owner {
     /// The number for a version that is made now, as this peer gives it: above all that is known here, deletions too.
     pub fn next_number(&self, task: &Task, now_ms: u64) -> u64 {
         task.next_generation(now_ms).max(self.graves.borrow().after(&task.target.task))
+    }
+
+    /// Carries out `change`, which puts something of which nothing is known here yet into the bucket, for a caller that
+    /// holds `backend_lock`. From now on a deletion before it is not the last that is known, also if no answer comes or
+    /// this request is dropped; unless the bucket refuses.
+    pub async fn changing_bucket<T>(
+        &self,
+        task: &Task,
+        change: impl Future<Output = Result<T, ObjectError>>,
+    ) -> Result<T, ObjectError> {
+        let id = task.target.task;
+        let was_deleted = self.graves.borrow_mut().reopen(&id);
+        let changed = change.await;
+        let is_refused = changed.as_ref().is_err_and(|error| !error.is_retryable());
+        if was_deleted && is_refused && task.current().is_none() {
+            self.graves.borrow_mut().close(id, 0);
+        }
+        changed
     }
 
     /// Asks the homes of a task in order; `None` when none can be reached, or when this peer decides itself.
@@ -293,14 +312,18 @@ impl Owner {
     /// Tells the homes again of what only peers keep, and of what they were not told yet: who was away when such an
     /// object was deleted or replaced finds out by this.
     pub async fn retell(self: &Rc<Self>) {
+        let begin = self.retold_up_to.take().map_or(Bound::Unbounded, Bound::Excluded);
         let kept: Vec<(Rc<Task>, Rc<Version>)> = self
             .pending
             .borrow()
-            .values()
-            .filter_map(|task| Some((task.clone(), task.current()?)))
-            .filter(|(_, version)| version.state.get() == TaskState::Ephemeral)
-            .take(crate::limits::REPAIR_TASKS_MAX)
+            .range((begin, Bound::Unbounded))
+            .filter_map(|(_, task)| Some((task.clone(), task.current()?)))
+            .filter(|(_, version)| version.state.get() == TaskState::Ephemeral && self.is_away(&version.task))
+            .take(REPAIR_TASKS_MAX)
             .collect();
+        // The next round goes on there, or begins anew.
+        let last = kept.last().filter(|_| kept.len() == REPAIR_TASKS_MAX);
+        self.retold_up_to.replace(last.map(|(task, _)| task.target.name.clone()));
         for (task, version) in kept {
             match self.tell_home(&task, &version, 0).await {
                 Ok(Some(told)) => self.take_verdict(&task, &version, &told).await,

@@ -248,9 +248,8 @@ impl Owner {
             condition: WriteCondition::Always,
             damaged: Rc::default(),
         };
-        // Should no answer come, the bucket may have it: a deletion before it is not the last that is known any more.
-        self.graves.borrow_mut().reopen(&task.target.task);
-        let meta = self.send(&outgoing).await.inspect_err(|_| written.give_back())?;
+        let sent = self.changing_bucket(task, self.send(&outgoing)).await;
+        let meta = sent.inspect_err(|_| written.give_back())?;
         let generation = self.reserve(task).await.inspect_err(|_| written.give_back())?;
         let mut done = self.install(task, meta, TaskState::Clean, upload, written, generation).await?;
         if let Some(version) = task.current().filter(|version| version.generation == generation) {
@@ -290,7 +289,13 @@ impl Owner {
         let queued = (state == TaskState::Dirty).then(|| self.new_entry(task, WriteBackKind::Put, generation));
         let mut changes = self.replacement(task, &version, queued.as_ref());
         let later = self.keep_in_journal(written, &version, &mut changes).inspect_err(|_| written.give_back())?;
-        self.context.catalog.commit(changes, Durability::Durable).await?;
+        let committed = self.context.catalog.commit(changes, Durability::Durable).await;
+        // Refused for lack of room, before it began: nothing names these blocks.
+        committed.inspect_err(|error| {
+            if error.is_retryable() {
+                written.give_back()
+            }
+        })?;
         if let Some(later) = later {
             later.begin();
         }

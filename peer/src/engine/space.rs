@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use dfstore_proto::ids::TaskId;
+use futures_util::FutureExt;
 
 use crate::catalog::{Change, Durability};
 use crate::engine::call::TaskCall;
@@ -230,10 +231,18 @@ impl Owner {
         }
         self.keep_reachable(&version);
         let owner = self.clone();
+        let catalog = self.context.catalog.clone();
+        let mut forgotten =
+            Box::pin(async move { changes.is_empty() || catalog.commit(changes, Durability::Durable).await.is_ok() });
+        // Given to the catalog before anyone else can take the lock: behind the changes of a newer version it would have
+        // that one forgotten.
+        let given = forgotten.as_mut().now_or_never();
         spawn_local(async move {
-            let removed =
-                changes.is_empty() || owner.context.catalog.commit(changes, Durability::Durable).await.is_ok();
-            if removed {
+            let is_forgotten = match given {
+                Some(is_forgotten) => is_forgotten,
+                None => forgotten.await,
+            };
+            if is_forgotten {
                 owner.let_go(version);
             }
         });

@@ -195,6 +195,7 @@ impl Engine {
             rogues: RefCell::default(),
             copies: Permits::default(),
             repaired_up_to: Cell::new(TaskId::from_bytes([0; 32])),
+            retold_up_to: RefCell::default(),
         };
         let owner = Rc::new(owner);
         for task in inventory.tasks {

@@ -144,6 +144,7 @@ pub fn run(config: Config, metrics: Metrics, redactions: Redactions) -> Result<(
         replicas_default: config.http.replicas_default,
         uploads: part.as_ref().map(|part| part.face.uploads_counter()).unwrap_or_default(),
         evictions: Arc::default(),
+        outages_ended: Arc::default(),
         next_id: Arc::new(AtomicU64::new(1)),
     };
     if let Some(doors) = &doors {

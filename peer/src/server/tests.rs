@@ -90,6 +90,7 @@ impl Served {
             replicas_default: config.http.replicas_default,
             uploads: face.uploads_counter(),
             evictions: Arc::default(),
+            outages_ended: Arc::default(),
             next_id: Arc::default(),
         };
         let setup = ShardSetup {

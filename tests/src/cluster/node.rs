@@ -299,9 +299,14 @@ impl Node {
         Ok(answer.header("x-dfs-replicas").context("no X-Dfs-Replicas")?.to_owned())
     }
 
+    /// Copies an object within the bucket, without a look at the answer.
+    pub fn try_copy(&self, source: &str, key: &str) -> Result<Response> {
+        self.peer.copy(BUCKET, source, key)
+    }
+
     /// Copies an object within the bucket.
     pub fn copy(&self, source: &str, key: &str) -> Result<()> {
-        let answer = self.peer.copy(BUCKET, source, key)?;
+        let answer = self.try_copy(source, key)?;
         ensure!(answer.status() == 200, "copy {source} to {key} at {}: {}", self.id, answer.text());
         Ok(())
     }

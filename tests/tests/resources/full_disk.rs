@@ -164,6 +164,11 @@ fn a_catalog_without_room_refuses_what_adds_and_takes_what_removes() -> Result<(
         ensure!(answer.status() == 200, "{} {}", answer.status(), answer.text());
     }
     ensure!(scene.peer.metrics()?.sum("dfstore_store_poisoned", &[]) == 0.0);
+    // What was refused and what was deleted takes nothing.
+    let taken = cold.length.next_multiple_of(4096) as f64;
+    scene.peer.metrics_until("only the cold object takes room", PATIENCE, |metrics| {
+        metrics.sum("dfstore_store_used_bytes", &[]) <= taken
+    })?;
     ballast.remove();
     scene.put("more", ASYNC, payload)?;
     scene.until_written_back("more", payload)

@@ -9,7 +9,7 @@ use dfstore_tools::demo::{self, Options};
 fn main() -> ExitCode {
     let options = Options::parse();
     let outcome = until::heed_signals().and_then(|()| demo::run(&options));
-    dirs::remove_run_folder();
+    dirs::remove_run_folders();
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(_) if until::check_interruption().is_err() => {

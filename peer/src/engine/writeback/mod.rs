@@ -24,6 +24,7 @@ mod table;
 use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use dfstore_proto::ids::TaskId;
@@ -64,7 +65,14 @@ pub fn new_record(kind: WriteBackKind, generation: u64, replaced_etag: String) -
 
 /// Carries out the queue of one shard, until the shard ends.
 pub async fn run(owner: Rc<Owner>) {
+    let outages_ended = || owner.context.outages_ended.load(Ordering::Relaxed);
+    let mut heard_of = outages_ended();
     while !owner.is_ending.get() {
+        let outages = outages_ended();
+        if outages != heard_of {
+            heard_of = outages;
+            owner.queue.hurry();
+        }
         while let Some(entry) = owner.queue.start_next(unix_ms()) {
             let (owner, ended) = (owner.clone(), owner.ending.listen());
             spawn_local(async move { drop(select(pin!(owner.attempt(entry)), ended).await) });
@@ -106,7 +114,7 @@ impl Owner {
                 self.context.metrics.writeback_attempted(true);
                 if self.queue.pace.succeeded() {
                     tracing::info!("the backend takes writes again: what was put off is tried now");
-                    self.queue.hurry();
+                    self.context.outages_ended.fetch_add(1, Ordering::Relaxed);
                 }
                 self.queue.finish(&entry, Some(Ok(())));
             }
@@ -231,7 +239,7 @@ impl Owner {
         self.context.metrics.writeback_attempted(false);
         // A client that still waits for its DELETE is told that it failed, and the object is there again.
         let tombstone = entry.task.current().filter(|version| version.state.get() == TaskState::Deleted);
-        if let Some(tombstone) = tombstone.filter(|_| entry.is_awaited())
+        if let Some(tombstone) = tombstone.filter(|_| entry.may_be_refused())
             && self.drop_version(&entry.task, &tombstone).await.is_ok()
         {
             tracing::warn!(object = %entry.task.target.name, %error, "the backend refuses a deletion: it is not done");

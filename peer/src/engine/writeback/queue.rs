@@ -65,6 +65,8 @@ pub struct Entry {
     /// Since when the home cannot be reached (Unix ms); 0 while it can.
     home_silent_ms: Cell<u64>,
     restored: bool,
+    /// A client was told that it will be carried out: a refusal does not undo it.
+    acknowledged: Cell<bool>,
     waiters: RefCell<Vec<oneshot::Sender<Outcome>>>,
 }
 
@@ -99,9 +101,15 @@ impl Entry {
         self.looks.get() > 0 && !self.failed.get()
     }
 
-    /// Whether a client waits for the outcome now.
-    pub fn is_awaited(&self) -> bool {
-        self.waiters.borrow().iter().any(|waiter| !waiter.is_canceled())
+    /// A client was told that it will be carried out.
+    pub fn acknowledge(&self) {
+        self.acknowledged.set(true);
+    }
+
+    /// Whether it may still be refused: a client waits for the outcome now, and nobody was told that it will be carried
+    /// out.
+    pub fn may_be_refused(&self) -> bool {
+        !self.acknowledged.get() && self.waiters.borrow().iter().any(|waiter| !waiter.is_canceled())
     }
 
     /// Whether the backend may have it although nobody here knows.
@@ -181,6 +189,7 @@ impl Queue {
             looks: Cell::new(0),
             home_silent_ms: Cell::new(0),
             restored,
+            acknowledged: Cell::new(restored),
             waiters: RefCell::default(),
         });
         self.ready.borrow_mut().insert(entry.key());
@@ -327,9 +336,10 @@ impl Queue {
         self.stop();
     }
 
-    /// Keeps a running entry without trying it again.
+    /// Keeps a running entry without trying it again. Those who wait for it hear that it is pending.
     pub fn set_aside(&self, entry: &Rc<Entry>) {
         entry.aside.set(true);
+        entry.waiters.take();
         self.stop();
     }
 

@@ -156,6 +156,7 @@ pub fn perform(folder: &Path, bucket: SocketAddr, script: &[Vec<Act>], first: us
         replicas_default: config.http.replicas_default,
         uploads: Arc::default(),
         evictions: Arc::default(),
+        outages_ended: Arc::default(),
         next_id: Arc::default(),
     };
     let tasks = inventory.shards.into_iter().next().expect("one shard");
