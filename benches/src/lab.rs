@@ -30,11 +30,13 @@ impl Lab {
         Lab::start_with(sizes)
     }
 
-    /// As [`start_with`](Self::start_with) the defaults of users, and an S3 server that takes nothing from the peer: it gets
-    /// only the time that nothing else wants of the cores, and has no files on the disk. In use it has a machine of its own.
-    pub fn start_with_distant_server() -> Result<Lab> {
-        let server = thread::spawn(|| {
-            only_when_idle()?;
+    /// A peer with the defaults of users, and an S3 server that takes nothing from it, for in use it has a machine of its
+    /// own: it has no files on the disk and, unless it shares the cores, gets only the time that nothing else wants.
+    pub fn start_with_distant_server(shares_cores: bool) -> Result<Lab> {
+        let server = thread::spawn(move || {
+            if !shares_cores {
+                only_when_idle()?;
+            }
             S3sServer::start_in(dirs::in_memory("s3s")?)
         });
         let server = server.join().map_err(|_| anyhow!("the S3 server's start panicked"))??;

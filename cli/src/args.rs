@@ -174,7 +174,7 @@ pub struct WaitArgs {
     /// Give up after this many seconds, with exit code 1.
     #[arg(long, value_name = "SECONDS")]
     pub timeout: Option<u64>,
-    /// Do not show that it waits.
+    /// Show neither that it waits nor what for.
     #[arg(short, long)]
     pub quiet: bool,
 }

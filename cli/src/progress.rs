@@ -2,7 +2,8 @@
 //!
 //! Cannot fail: a terminal that goes away is ignored.
 
-use std::io::IsTerminal;
+use std::fmt::Display;
+use std::io::{IsTerminal, Write};
 use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
@@ -31,6 +32,13 @@ impl Progress {
         bar.set_style(ProgressStyle::with_template(template).expect("the template is a constant and is tested"));
         bar.enable_steady_tick(TICK);
         Progress(bar)
+    }
+
+    /// Says something on standard error, above the bar.
+    pub fn note(&self, line: impl Display) {
+        self.0.suspend(|| {
+            let _ = writeln!(std::io::stderr().lock(), "{line}");
+        });
     }
 
     /// Adds transferred bytes.

@@ -1,4 +1,4 @@
-//! Folders for tests: all under `target/tmp`, on a real disk, gone when the test is.
+//! Folders for tests: under `target/tmp`, on a real disk, but for what stands for another machine; gone when the test is.
 //!
 //! A folder goes away when it is dropped. What a killed run left behind is removed by the next one: each process keeps
 //! its folders below `target/tmp/run-PID`, and the first call removes those whose process is gone.
@@ -14,9 +14,7 @@ use tempfile::TempDir;
 
 /// Overrides where temporary folders lie, for a `target/` on a file system without `O_DIRECT`.
 pub const SCRATCH_VARIABLE: &str = "DFSTORE_SCRATCH";
-/// Where Linux keeps files in memory, and where ours lie there.
-const MEMORY_FILES: &str = "/dev/shm";
-/// See [`MEMORY_FILES`].
+/// Where ours lie in the file system that Linux keeps in memory.
 const MEMORY_ROOT: &str = "/dev/shm/dfstore-tests";
 
 /// The `target/` folder of the build that this process comes from.
@@ -34,9 +32,9 @@ pub fn temporary(name: &str) -> Result<TempDir> {
 }
 
 /// A new folder in memory, for a server that stands for another machine: what it writes is not to meet what is measured
-/// at the disk. Without a file system for it, as [`temporary`].
+/// at the disk. Where that cannot be, as [`temporary`].
 pub fn in_memory(name: &str) -> Result<TempDir> {
-    if Path::new(MEMORY_FILES).is_dir() { new_in(&memory_run_folder()?, name) } else { temporary(name) }
+    memory_run_folder().and_then(|folder| new_in(&folder, name)).or_else(|_| temporary(name))
 }
 
 fn new_in(folder: &Path, name: &str) -> Result<TempDir> {
@@ -107,6 +105,15 @@ mod tests {
         let folder = temporary("dirs").expect("a folder");
         let path = folder.path().to_path_buf();
         assert!(path.is_dir() && path.starts_with(target().expect("target")));
+        drop(folder);
+        assert!(!path.exists());
+    }
+
+    #[test]
+    fn a_folder_in_memory_goes_away_too() {
+        let folder = in_memory("dirs").expect("a folder");
+        let path = folder.path().to_path_buf();
+        assert!(path.is_dir() && (path.starts_with(MEMORY_ROOT) || path.starts_with(target().expect("target"))));
         drop(folder);
         assert!(!path.exists());
     }

@@ -12,7 +12,7 @@ use anyhow::{Context, Result, bail, ensure};
 
 const READ_TIMEOUT: Duration = Duration::from_secs(60);
 const READ_BUFFER_BYTES: usize = 256 << 10;
-/// Longest body that is sent together with its head.
+/// Longest body that is sent together with its head, as by curl, which has a buffer of this size.
 const WITH_HEAD_BYTES_MAX: usize = 64 << 10;
 /// Largest response head this client accepts.
 const HEAD_BYTES_MAX: usize = 256 << 10;
@@ -88,15 +88,11 @@ impl Connection {
 
     /// Sends a request whose body is in memory and reads the whole response.
     pub fn request(&mut self, method: &str, path: &str, headers: &[(&str, &str)], body: &[u8]) -> Result<Response> {
-        let mut head = self.head_of(method, path, headers, body.len() as u64)?.into_bytes();
-        if body.len() <= WITH_HEAD_BYTES_MAX {
-            // In one segment, as curl does: the server wakes once.
-            head.extend_from_slice(body);
-            self.send(&head).context("sending the request")?;
-        } else {
-            self.send(&head).context("sending the head")?;
-            self.send(body).context("sending the body")?;
-        }
+        let mut bytes = self.head_of(method, path, headers, body.len() as u64)?.into_bytes();
+        let (with_head, rest) = if body.len() <= WITH_HEAD_BYTES_MAX { (body, &[][..]) } else { (&[][..], body) };
+        bytes.extend_from_slice(with_head);
+        self.send(&bytes).context("sending the request")?;
+        self.send(rest).context("sending the body")?;
         self.response(method == "HEAD")
     }
 

@@ -38,7 +38,7 @@ struct Arguments {
     /// Write mode: 0 (async, written back later) or 2 (ephemeral, never written back).
     #[arg(long, default_value_t = 0)]
     mode: u8,
-    /// Give the S3 server its share of the cores (a run beside others, in which idle time may never come).
+    /// Let the S3 server take its share of the cores: beside other programs idle time may never come.
     #[arg(long)]
     server_shares_cores: bool,
 }
@@ -64,7 +64,7 @@ fn run(arguments: &Arguments) -> Result<()> {
     let file = File::create(folder.path().join("file"))?;
     file.write_all_at(&vec![1; LENGTH * usize::try_from(arguments.writes)?], 0)?;
     file.sync_all()?;
-    let lab = if arguments.server_shares_cores { Lab::start()? } else { Lab::start_with_distant_server()? };
+    let lab = Lab::start_with_distant_server(arguments.server_shares_cores)?;
     let mut rounds = Vec::new();
     for number in 0..=arguments.rounds {
         let round = measured(arguments, &file, &lab, number)?;

@@ -26,6 +26,8 @@ use crate::url::{DfsUrl, encode};
 const LOOK_DELAY: Duration = Duration::from_millis(50);
 /// See [`LOOK_DELAY`].
 const LOOK_DELAY_MAX: Duration = Duration::from_secs(1);
+/// Entries of the queue of which one is shown to who waits.
+const LOOKED_AT: usize = 100;
 /// Who waits longer than this is told what for.
 const NOTE_AFTER: Duration = Duration::from_secs(5);
 
@@ -172,32 +174,41 @@ async fn wait(peer: &Peer, args: &WaitArgs) -> Result<()> {
     let dead = Part::of(args.target.as_ref(), true)?;
     let all = Part::of(args.target.as_ref(), false)?;
     let until = args.timeout.map(|seconds| Instant::now() + Duration::from_secs(seconds));
-    let _busy = Progress::new(!args.quiet, "Waiting", None);
+    let busy = Progress::new(!args.quiet, "Waiting", None);
     let mut delay = LOOK_DELAY;
     let mut note_at = (!args.quiet).then(|| Instant::now() + NOTE_AFTER);
     loop {
         if let Some(entry) = ask(peer, &dead.first_page(1)).await?.entries.into_iter().next() {
             return Err(set_aside(&entry));
         }
-        let left = ask(peer, &all.first_page(1)).await?;
-        let Some(first) = left.entries.first() else { return Ok(()) };
-        let name = encode(&first.bucket, &first.key);
+        let left = ask(peer, &all.first_page(LOOKED_AT)).await?;
+        let Some(waiting) = what_waits(&left) else { return Ok(()) };
         if until.is_some_and(|until| Instant::now() >= until) {
-            let why = why(first);
-            let error = anyhow!("the time is over, and {name} (among others, maybe) still waits for the backend{why}");
-            return Err(with_hint(error, "see 'dfstore writeback ls' for the others"));
+            return Err(with_hint(anyhow!("the time is over: {waiting}"), "see 'dfstore writeback ls' for all"));
         }
         if note_at.take_if(|at| Instant::now() >= *at).is_some() {
-            note(format_args!("Note: {name} (among others, maybe) waits for the backend{}", why(first)));
+            busy.note(format_args!("Note: {waiting}"));
         }
         time::sleep(delay).await;
         delay = (delay * 2).min(LOOK_DELAY_MAX);
     }
 }
 
-/// What went wrong with an entry last, if anything did.
-fn why(entry: &QueueEntry) -> String {
-    if entry.last_error.is_empty() { String::new() } else { format!(": {}", entry.last_error) }
+/// Names one of those that wait, with what went wrong last: one to which something did go wrong, if there is one.
+fn what_waits(page: &QueueOk) -> Option<String> {
+    let failed = page.entries.iter().find(|entry| !entry.last_error.is_empty());
+    let shown = failed.or(page.entries.first())?;
+    let name = encode(&shown.bucket, &shown.key);
+    let who = if page.entries.len() > 1 { format!("{name} and others wait") } else { format!("{name} waits") };
+    Some(format!("{who} for the backend{}", reason_of(shown)))
+}
+
+/// What went wrong with an entry last.
+fn reason_of(entry: &QueueEntry) -> String {
+    match entry.last_error.as_str() {
+        "" => ", and nothing has failed so far".to_owned(),
+        error => format!(": {error}"),
+    }
 }
 
 fn set_aside(entry: &QueueEntry) -> anyhow::Error {
@@ -229,9 +240,10 @@ pub async fn wait_for_object(peer: &Peer, target: &Target, generation: u64) -> R
             return Err(set_aside(&entry));
         }
         if note_at.take_if(|at| Instant::now() >= *at).is_some() {
-            let why = entry_of(peer, target, generation, false).await.map(|entry| why(&entry)).unwrap_or_default();
+            let entry = entry_of(peer, target, generation, false).await;
+            let reason = entry.map(|entry| reason_of(&entry)).unwrap_or_default();
             note(format_args!(
-                "Note: {name} is written, interrupting this does not take it back; it waits for the backend{why}"
+                "Note: {name} is written, and interrupting this does not take it back; it waits for the backend{reason}"
             ));
         }
         time::sleep(delay).await;
