@@ -262,8 +262,11 @@ fn a_deletion_that_was_acknowledged_is_not_undone_by_one_that_is_refused() -> Re
     scene.backend.set_rules([Rule::on(Method::DELETE, Fault::internal_error())]);
     expect(&scene.peer.delete(BUCKET, "twice")?, 202);
     scene.backend.set_rules([Rule::on(Method::DELETE, Fault::access_denied())]);
-    expect(&scene.peer.delete(BUCKET, "twice")?, 202);
-    expect(&scene.get("twice")?, 404);
+    // The second time it has been set aside as a dead letter.
+    for _ in 0..2 {
+        expect(&scene.peer.delete(BUCKET, "twice")?, 202);
+        expect(&scene.get("twice")?, 404);
+    }
     scene.backend.set_rules([]);
     expect(&scene.peer.delete(BUCKET, "twice")?, 200);
     expect(&scene.get("twice")?, 404);

@@ -63,8 +63,8 @@ impl Owner {
             if self.protected(&task) != protected && since_start() < deadline {
                 continue;
             }
-            if let Some((entry, tombstone)) = self.deletion_under_way(&task) {
-                // One that was acknowledged stays, whatever becomes of this request.
+            let before = self.deletion_under_way(&task);
+            if let Some((entry, tombstone)) = before.clone().filter(|(entry, _)| !entry.is_aside()) {
                 self.queue.revive(&entry);
                 break (Some(entry), tombstone, false);
             }
@@ -76,7 +76,12 @@ impl Owner {
             self.record_replacement(&task, &tombstone, Some(&record)).await?;
             let tombstone = Rc::new(tombstone);
             self.publish_new(&task, tombstone.clone(), Some(record));
-            break (self.queue.entry(&target.task), tombstone, was_pending);
+            let entry = self.queue.entry(&target.task);
+            // What a client was told stays, whatever becomes of this request.
+            if let Some(entry) = entry.as_ref().filter(|_| before.is_some_and(|(before, _)| before.is_acknowledged())) {
+                entry.acknowledge();
+            }
+            break (entry, tombstone, was_pending);
         };
         let told = self.queue.outcome(&task);
         let done = match timeout(deadline.saturating_sub(since_start()), told).await {

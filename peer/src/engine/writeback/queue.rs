@@ -106,6 +106,11 @@ impl Entry {
         self.acknowledged.set(true);
     }
 
+    /// Whether a client was told that it will be carried out.
+    pub fn is_acknowledged(&self) -> bool {
+        self.acknowledged.get()
+    }
+
     /// Whether it may still be refused: a client waits for the outcome now, and nobody was told that it will be carried
     /// out.
     pub fn may_be_refused(&self) -> bool {
