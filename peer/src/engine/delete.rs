@@ -78,8 +78,9 @@ impl Owner {
             self.publish_new(&task, tombstone.clone(), Some(record));
             let entry = self.queue.entry(&target.task);
             // What a client was told stays, whatever becomes of this request.
-            if let Some(entry) = entry.as_ref().filter(|_| before.is_some_and(|(before, _)| before.is_acknowledged())) {
-                entry.acknowledge();
+            if let Some(entry) = entry.as_ref().filter(|_| before.is_some_and(|(before, _)| before.acknowledged.get()))
+            {
+                entry.acknowledged.set(true);
             }
             break (entry, tombstone, was_pending);
         };
@@ -90,7 +91,7 @@ impl Owner {
             // Told later, or replaced by a newer write, which then is what the client wanted last.
             Ok(Err(_)) | Err(_) => {
                 if let Some(entry) = entry {
-                    entry.acknowledge();
+                    entry.acknowledged.set(true);
                 }
                 DeleteDone::Pending
             }

@@ -363,7 +363,7 @@ impl Owner {
                 if version.is_whole() && version.piece_count() <= SWARM_DIRECT_PIECES_MAX {
                     self.tell_whole(version);
                 }
-                let rest = self.give_to_catalog(changes).await;
+                let rest = self.give_to_catalog(changes);
                 drop(commit);
                 rest.await;
                 self.evict_to_watermark().await;

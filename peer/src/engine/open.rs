@@ -21,7 +21,7 @@ use crate::engine::request::Target;
 use crate::engine::task::Task;
 use crate::engine::version::Version;
 use crate::limits::{CHECK_PAUSE, CHECK_ROUNDS_MAX, RESERVATION_POLL};
-use crate::rt::shard::spawn_local;
+use crate::rt::shard::{begun, spawn_local};
 use crate::rt::time::{milliseconds, sleep, unix_ms};
 use crate::sidecar::backend::BackendErrorKind;
 
@@ -220,21 +220,15 @@ impl Owner {
             if !task.is_current(version) {
                 return;
             }
-            self.give_to_catalog(vec![self.record_change(task, version)]).await
+            self.give_to_catalog(vec![self.record_change(task, version)])
         };
         rest.await;
     }
 
     /// Gives changes to the catalog; what comes back waits for them to be durable. For callers that hold `commit_lock`
     /// and need only the order.
-    pub async fn give_to_catalog(&self, changes: Vec<Change>) -> impl Future<Output = ()> + use<> {
-        let mut commit = Box::pin(commit_lazily(self.context.catalog.clone(), changes));
-        let given = futures_util::poll!(&mut commit);
-        async move {
-            if given.is_pending() {
-                commit.await;
-            }
-        }
+    pub fn give_to_catalog(&self, changes: Vec<Change>) -> impl Future<Output = ()> + use<> {
+        begun(commit_lazily(self.context.catalog.clone(), changes))
     }
 
     /// Commits changes that nobody waits for: losing them in a crash loses cache, or has something done again, never truth.

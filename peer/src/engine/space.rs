@@ -8,7 +8,6 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use dfstore_proto::ids::TaskId;
-use futures_util::FutureExt;
 
 use crate::catalog::{Change, Durability};
 use crate::engine::call::TaskCall;
@@ -19,7 +18,7 @@ use crate::engine::version::Version;
 use crate::engine::{Engine, Remote};
 use crate::limits::{EVICT_ROUNDS_MAX, EVICTION_POLL, EVICTION_WAIT_MAX, RETIRED_POLL};
 use crate::rt::arena::Slot;
-use crate::rt::shard::spawn_local;
+use crate::rt::shard::{begun, spawn_local};
 use crate::rt::time::sleep;
 use crate::store::Reservation;
 
@@ -232,17 +231,12 @@ impl Owner {
         self.keep_reachable(&version);
         let owner = self.clone();
         let catalog = self.context.catalog.clone();
-        let mut forgotten =
-            Box::pin(async move { changes.is_empty() || catalog.commit(changes, Durability::Durable).await.is_ok() });
         // Given to the catalog before anyone else can take the lock: behind the changes of a newer version it would have
         // that one forgotten.
-        let given = forgotten.as_mut().now_or_never();
+        let forgotten =
+            begun(async move { changes.is_empty() || catalog.commit(changes, Durability::Durable).await.is_ok() });
         spawn_local(async move {
-            let is_forgotten = match given {
-                Some(is_forgotten) => is_forgotten,
-                None => forgotten.await,
-            };
-            if is_forgotten {
+            if forgotten.await {
                 owner.let_go(version);
             }
         });

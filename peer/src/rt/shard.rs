@@ -4,6 +4,8 @@ use std::future::Future;
 use std::io;
 use std::thread::JoinHandle;
 
+use futures_util::FutureExt;
+
 use crate::rt::mailbox::oneshot;
 
 /// Entries of each shard's submission queue.
@@ -54,6 +56,18 @@ pub async fn detached<T: 'static>(work: impl Future<Output = T> + 'static) -> T 
         let _ = reply.send(work.await);
     });
     answer.await.expect("a task of this shard ends before its runtime does")
+}
+
+/// Polls a future once, now; what comes back is the rest of it.
+pub fn begun<T>(work: impl Future<Output = T>) -> impl Future<Output = T> {
+    let mut work = Box::pin(work);
+    let ended = work.as_mut().now_or_never();
+    async move {
+        match ended {
+            Some(result) => result,
+            None => work.await,
+        }
+    }
 }
 
 /// Runs a future on this shard beside the current one. Its result is dropped.

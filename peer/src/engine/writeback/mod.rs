@@ -198,7 +198,7 @@ impl Owner {
         version.validated_at_ms.set(unix_ms());
         let changes = vec![self.record_change(task, version), Change::RemoveWriteBack { task: version.task }];
         // Nobody waits for the disk: after a crash it counts as dirty, and is recognised in the backend, or sent once more.
-        let rest = self.give_to_catalog(changes).await;
+        let rest = self.give_to_catalog(changes);
         spawn_local(rest);
         // Still current, no longer pending: every question under way is now out of date.
         self.publish(task, Some(version.clone()));
@@ -260,7 +260,7 @@ impl Owner {
     async fn save(&self, entry: &Entry, changes: Vec<Change>) {
         let commit = entry.task.commit_lock.lock().await;
         if self.queue.holds(entry) {
-            let rest = self.give_to_catalog(changes).await;
+            let rest = self.give_to_catalog(changes);
             drop(commit);
             rest.await;
         }

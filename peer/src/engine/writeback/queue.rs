@@ -57,6 +57,8 @@ pub struct Entry {
     pub step: Cell<Option<Step>>,
     /// A person wants the backend overwritten, whatever others wrote there.
     pub forced: Cell<bool>,
+    /// A client was told that it will be carried out: a refusal does not undo it.
+    pub acknowledged: Cell<bool>,
     due_ms: Cell<u64>,
     /// The last attempt failed; it did not merely wait for somebody.
     failed: Cell<bool>,
@@ -65,8 +67,6 @@ pub struct Entry {
     /// Since when the home cannot be reached (Unix ms); 0 while it can.
     home_silent_ms: Cell<u64>,
     restored: bool,
-    /// A client was told that it will be carried out: a refusal does not undo it.
-    acknowledged: Cell<bool>,
     waiters: RefCell<Vec<oneshot::Sender<Outcome>>>,
 }
 
@@ -99,16 +99,6 @@ impl Entry {
     /// Whether it waits for another peer to tell the backend.
     pub fn waits_for_home(&self) -> bool {
         self.looks.get() > 0 && !self.failed.get()
-    }
-
-    /// A client was told that it will be carried out.
-    pub fn acknowledge(&self) {
-        self.acknowledged.set(true);
-    }
-
-    /// Whether a client was told that it will be carried out.
-    pub fn is_acknowledged(&self) -> bool {
-        self.acknowledged.get()
     }
 
     /// Whether it may still be refused: a client waits for the outcome now, and nobody was told that it will be carried
